@@ -1,0 +1,1 @@
+"""Manifests, shards, decoded batches and tokenizers: photographs and reports become tensors."""

@@ -1,0 +1,1 @@
+"""Encoders, training step, checkpoints, evaluation and the command line of RET-CLIP."""

@@ -1,0 +1,1 @@
+"""The tripartite contrastive loss: its definition, its fast forms, its distributed form."""
