@@ -1,0 +1,26 @@
+"""Shared fixtures: the folders of golden data beside the checkout, where they are present."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _shared(name):
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"the folder shared/{name} is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_fundus():
+    """Folder of real fundus photographs with patients.csv."""
+    return _shared("fundus")
+
+
+@pytest.fixture(scope="session")
+def shared_retclip():
+    """Folder of golden data from the official RET-CLIP code."""
+    return _shared("retclip")
