@@ -1,0 +1,321 @@
+"""Recipes: one YAML file per run, read into frozen, validated dataclasses.
+
+A recipe names only what differs from the defaults below. Every key can be overridden on the command
+line (`--set training.epochs=3`). An unknown key, a wrong type or an impossible combination raises
+ConfigError with one line per problem that names the key and what would be right. DeepSpeed's
+dictionary is derived from the recipe (engine/world.py), never written by hand.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+# OpenAI's CLIP, which RET-CLIP keeps: mean and standard deviation of RGB in 0..1
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+section = dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used; the message has one line per problem and names the keys."""
+
+
+@section
+class VisionConfig:
+    """Image encoder: a vision transformer, ViT-B/16 by default. Sizes in pixels and units."""
+
+    patch_size: Count = 16
+    width: Count = 768
+    layers: Count = 12
+    heads: Count = 12
+    # patch: CLIP's one strided convolution; conv: 3x3 convolutions, learn from few patients
+    stem: Literal["patch", "conv"] = "patch"
+
+
+@section
+class TextConfig:
+    """Text encoder: BERT. Counts and units; BERT-base by default."""
+
+    width: Count = 768
+    layers: Count = 12
+    heads: Count = 12
+    intermediate: Count = 3072
+    max_positions: Count = 512
+    dropout: Probability = 0.1
+    # None: the tokenizer's
+    vocabulary_size: Count | None = None
+
+
+@section
+class ModelConfig:
+    """The two encoders and the space they meet in."""
+
+    embed_dim: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 512
+    image_size: Count = 224
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
+    # start of all three logit scales; RET-CLIP: 90
+    logit_scale: Annotated[float, Field(ge=1, le=100)] = 90.0
+    checkpoint_activations: bool = False
+
+    def __post_init__(self):
+        for name, tower in (("vision", self.vision), ("text", self.text)):
+            if tower.width % tower.heads:
+                raise ValueError(
+                    f"{name}.width ({tower.width}) must be a multiple of {name}.heads "
+                    f"({tower.heads})"
+                )
+        if self.image_size % self.vision.patch_size:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of vision.patch_size "
+                f"({self.vision.patch_size})"
+            )
+        if self.vision.stem == "conv" and self.vision.patch_size not in (8, 16):
+            raise ValueError(
+                f"vision.patch_size is 8 or 16 with vision.stem conv, not {self.vision.patch_size}"
+            )
+
+
+@section
+class AugmentationConfig:
+    """RET-CLIP's list, laterality kept: flip none by default (per_eye: as the official code)."""
+
+    crop_scale: tuple[Positive, Positive] = (0.9, 1.0)
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    brightness: Probability = 0.2
+    contrast: Probability = 0.2
+    saturation: Probability = 0.2
+    erase_probability: Probability = 0.1
+    flip: Literal["none", "per_eye"] = "none"
+    # one draw for both eyes of a patient instead of one for each
+    joint: bool = False
+
+
+@section
+class DataConfig:
+    """How shards become batches."""
+
+    context_length: Annotated[int, Field(ge=3)] = 100
+    interpolation: Literal["bicubic", "linear"] = "bicubic"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[Positive, Positive, Positive] = CLIP_STD
+    augmentation: AugmentationConfig = AugmentationConfig()
+    backend: Literal["auto", "dali", "pillow"] = "auto"
+    threads: Count = 4
+    cache_decoded: bool = False
+    # a patient with one photograph, at the patient level: left out, or the eye stands in for both
+    one_eye: Literal["skip", "duplicate"] = "skip"
+
+
+@section
+class LossConfig:
+    """The tripartite loss: which negatives, and what becomes of repeated reports."""
+
+    negatives: Literal["global", "local"] = "global"
+    same_report: Literal["negative", "ignore", "positive"] = "negative"
+    backend: Literal["auto", "torch", "reference"] = "auto"
+    workspace_mib: Count | None = None
+
+
+@section
+class OptimizerConfig:
+    """AdamW and its schedule, RET-CLIP's figures by default."""
+
+    lr: Positive = 3e-5
+    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    eps: Positive = 1e-6
+    weight_decay: NotNegative = 0.001
+    # official: BERT's LayerNorm weights and the class embedding are decayed, as in RET-CLIP's code
+    decay: Literal["official", "matrices"] = "official"
+    warmup_steps: Index = 50
+    # largest norm of all gradients together; 0: no clipping
+    clip_norm: NotNegative = 0.0
+
+
+@section
+class TrainingConfig:
+    """Length, batch, precision, sharding and records of a run."""
+
+    batch_size: Count = 256
+    accumulation: Count = 1
+    epochs: Count | None = None
+    steps: Count | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    checkpoint_every: Count = 500
+    keep_checkpoints: Count = 2
+    log_every: Count = 10
+
+    def __post_init__(self):
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps, one of them")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation "
+                f"({self.accumulation})"
+            )
+
+
+@section
+class InitConfig:
+    """Weight files to start from; what they do not hold stays random and is listed in the log."""
+
+    # a RET-CLIP checkpoint: both encoders, heads and scales
+    retclip: Path | None = None
+    # a CLIP or Chinese-CLIP checkpoint: its vision tower
+    clip: Path | None = None
+    # a BERT or RoBERTa checkpoint in Hugging Face's layout
+    bert: Path | None = None
+
+    def __post_init__(self):
+        if self.retclip and (self.clip or self.bert):
+            raise ValueError("retclip already holds both encoders; drop clip and bert, or retclip")
+
+
+@section
+class Finding:
+    """One finding for zero-shot evaluation.
+
+    Prompts may hold `{eye}`, which becomes the eye's name in the prompt's language. Labels come
+    from the columns `left_<name>`, `right_<name>` or `<name>` kept in the shards; without them from
+    the reports, by `terms`.
+    """
+
+    name: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    terms: tuple[str, ...] = ()
+
+
+@section
+class EvaluationConfig:
+    """What is reported on held-out patients."""
+
+    batch_size: Count = 64
+    findings: tuple[Finding, ...] = ()
+
+
+@section
+class Config:
+    """A whole recipe."""
+
+    seed: Index = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig
+    init: InitConfig = InitConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        if self.data.context_length > self.model.text.max_positions:
+            raise ValueError(
+                f"data.context_length ({self.data.context_length}) must not exceed "
+                f"model.text.max_positions ({self.model.text.max_positions})"
+            )
+        if self.training.accumulation > 1 and self.loss.negatives == "global":
+            raise ValueError(
+                "training.accumulation above 1 needs loss.negatives: local in this version "
+                "(global negatives over micro-batches need GradCache)"
+            )
+
+
+def parse_config(values: dict[str, Any], source: str = "recipe") -> Config:
+    """Validate a nested dictionary of recipe values; raise ConfigError naming `source` and keys."""
+    try:
+        return TypeAdapter(Config).validate_python(values)
+    except ValidationError as error:
+        lines = [_explain(problem, source) for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML recipe and apply `key.path=value` overrides (values are YAML).
+
+    Raises ConfigError if the file is missing or not a mapping, or a key or value is wrong.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a YAML file: {reason}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, not {values!r}")
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, source=str(path))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the recipe as values that YAML and JSON can hold; the inverse of parse_config."""
+    return TypeAdapter(Config).dump_python(config, mode="json")
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the whole recipe, defaults included, as YAML."""
+    path.write_text(
+        yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    """Number of optimiser steps of the run."""
+    return config.training.steps or math.ceil(config.training.epochs * steps_per_epoch)
+
+
+def _apply(values, override):
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r}: write key=value, for example training.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+    values[leaf] = value
+
+
+def _explain(problem, source):
+    key = ".".join(str(part) for part in problem["loc"])
+    where = f"{source}: {key}" if key else source
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        message = f"unknown key; known here: {', '.join(_known_keys(problem['loc'][:-1]))}"
+    elif problem["type"] in ("missing_keyword_only_argument", "missing"):
+        message = "this key is required"
+    else:
+        given = problem["input"]
+        if not isinstance(given, dict) and not dataclasses.is_dataclass(given):
+            message = f"{message}; got {given!r}"
+    return f"{where}: {message}"
+
+
+def _known_keys(location):
+    found = Config
+    for part in location:
+        if isinstance(part, str):
+            field = next(f for f in dataclasses.fields(found) if f.name == part)
+            found = field.type if dataclasses.is_dataclass(field.type) else Finding
+    return [field.name for field in dataclasses.fields(found)]

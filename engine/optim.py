@@ -1,0 +1,72 @@
+"""AdamW's parameter groups, RET-CLIP's schedule, and the clamp of the logit scales."""
+
+import math
+
+import torch
+
+MAX_LOG_SCALE = math.log(100)
+
+
+def parameter_groups(model, config):
+    """Split parameters into those that decay and those that do not.
+
+    "matrices": every tensor of two or more dimensions decays. "official": RET-CLIP's code besides
+    decays BERT's LayerNorm weights and the class embedding, whose names its filter misses.
+    """
+    official = config.decay == "official"
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        bert_norm = name.startswith("text.") and "norm" in name and name.endswith("weight")
+        named = official and (bert_norm or name == "visual.class_embedding")
+        decays = (parameter.ndim > 1 or named) and name != "logit_scale"
+        (decayed if decays else kept).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model, config, device):
+    """Return torch's AdamW over the model's parameter groups; fused on a GPU, nothing compiled."""
+    return torch.optim.AdamW(
+        parameter_groups(model, config),
+        lr=config.lr,
+        betas=tuple(config.betas),
+        eps=config.eps,
+        fused=device.type == "cuda",
+    )
+
+
+def learning_rate(step, config, steps):
+    """Return the rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine to 0.
+
+    As in RET-CLIP: step k of W warm-up steps has rate lr (k + 1) / W.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimizer, rate):
+    """Give every parameter group the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clamp_logit_scale(parameter):
+    """Keep the logarithms of the scales within [0, ln 100], on the optimiser's fp32 copy.
+
+    From ZeRO stage 1 on, the model's tensor is overwritten from that copy, so clamping it does
+    nothing. `parameter` is the model's logit_scale under a DeepSpeed engine; all ranks call this.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+
+    full = safe_get_full_fp32_param(parameter)
+    if full is None:
+        # stage 0 in fp32 has no other copy
+        with torch.no_grad():
+            parameter.clamp_(0.0, MAX_LOG_SCALE)
+        return
+    clamped = full.clamp(0.0, MAX_LOG_SCALE)
+    safe_set_full_fp32_param(parameter, clamped)

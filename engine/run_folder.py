@@ -1,0 +1,102 @@
+"""A run's folder: what it holds, whether it may be continued, and how to load its model.
+
+RUN/config.yaml          the whole recipe, defaults included
+RUN/tokenizer.model      (or vocab.txt) the tokenizer that the text weights belong to
+RUN/metrics.csv, log.jsonl, tensorboard/, checkpoints/
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import torch
+
+from dataload.reports import load_tokenizer
+from engine.checkpoint import WEIGHTS, CheckpointError, latest_checkpoint, read_state
+from engine.config import Config, ConfigError, load_config, save_config, to_dict
+from engine.model import DualEncoder
+from engine.weights import load_strictly
+from engine.weights import read_state as read_weights
+
+CONFIG = "config.yaml"
+# keys that may differ when a run is continued: they change neither the losses nor the weights
+MAY_CHANGE = (
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.log_every",
+    "data.threads",
+    "data.cache_decoded",
+    "loss.workspace_mib",
+    "evaluation",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedModel:
+    """A model in eval mode with what belongs to it."""
+
+    model: DualEncoder
+    tokenizer: object
+    config: Config
+    step: int
+
+
+def prepare(run: Path, config: Config, tokenizer: Path) -> None:
+    """Make the run's folder, or check that it holds a run of the same recipe and tokenizer.
+
+    Raises ConfigError naming the keys that differ, or the folder if it holds something else.
+    """
+    kept_tokenizer = run / f"tokenizer{tokenizer.suffix}"
+    if (run / CONFIG).exists():
+        _compare(run, config)
+        if load_tokenizer(kept_tokenizer).fingerprint != load_tokenizer(tokenizer).fingerprint:
+            raise ConfigError(f"{run}: was started with another tokenizer than {tokenizer}")
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    if tokenizer.resolve() != kept_tokenizer.resolve():
+        shutil.copyfile(tokenizer, kept_tokenizer)
+    save_config(config, run / CONFIG)
+
+
+def load_run(run: Path, device="cpu") -> TrainedModel:
+    """Load the newest checkpoint of a run for inference.
+
+    Raises ConfigError or CheckpointError, one line naming the file, if something is missing.
+    """
+    run = Path(run)
+    config = load_config(run / CONFIG)
+    folder = latest_checkpoint(run)
+    if folder is None:
+        raise CheckpointError(f"{run}: holds no checkpoint yet; train first")
+    tokenizers = sorted(run.glob("tokenizer.*"))
+    if not tokenizers:
+        raise ConfigError(f"{run}: holds no tokenizer.model or tokenizer.txt")
+    model = DualEncoder(config.model)
+    load_strictly(model, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    return TrainedModel(
+        model=model.to(torch.device(device)).eval(),
+        tokenizer=load_tokenizer(tokenizers[0]),
+        config=config,
+        step=read_state(folder)["step"],
+    )
+
+
+def _compare(run, config):
+    before, now = (_flat(to_dict(c)) for c in (load_config(run / CONFIG), config))
+    changed = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(f"{run}: holds a run of another recipe: {'; '.join(changed)}")
+
+
+def _flat(values, prefix=""):
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

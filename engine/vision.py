@@ -1,0 +1,113 @@
+"""The image encoder: CLIP's vision transformer, shared by both eyes.
+
+Pre-LayerNorm blocks with QuickGELU, a class token whose last state is normalised and projected.
+Only that token is read, so the last block computes queries, projections and MLP for it alone: the
+same mathematics, 1/layers less work. Shapes: N images, T = 1 + patches tokens, W width.
+"""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from engine.attention import attention
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the GELU approximation of OpenAI's CLIP."""
+
+    def forward(self, x):
+        """Apply element by element; any shape."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Block(nn.Module):
+    """One pre-LayerNorm transformer block with an MLP four times as wide."""
+
+    def __init__(self, width, heads, attention_backend):
+        super().__init__()
+        self.heads = heads
+        self.attention_backend = attention_backend
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), QuickGELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x, queries=None):
+        """Map (N, T, W) to (N, Q, W): all T rows, or only the first `queries` of them."""
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = qkv.unbind(2)
+        x = x[:, :queries]
+        mixed = attention(query[:, :queries], key, value, backend=self.attention_backend)
+        x = x + self.out(mixed.flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+def conv_stem(width, patch_size):
+    """Return strided 3x3 convolutions from (N, 3, H, W) to (N, width, H/patch, W/patch).
+
+    A convolutional start learns small lesions from far fewer photographs than one large patch
+    projection does (Xiao et al., "Early convolutions help transformers see better", 2021).
+    """
+    halvings = patch_size.bit_length() - 1
+    channels = [3] + [max(24, width >> (halvings - i)) for i in range(halvings)]
+    layers = []
+    for before, after in zip(channels, channels[1:], strict=False):
+        layers += [
+            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(1, after),
+            nn.GELU(),
+        ]
+    return nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
+
+
+class VisionTransformer(nn.Module):
+    """Photographs to features in the shared space, before the per-level heads and normalisation."""
+
+    def __init__(self, config, image_size, embed_dim, attention_backend, checkpoint_activations):
+        super().__init__()
+        width, patch = config.width, config.patch_size
+        self.checkpoint_activations = checkpoint_activations
+        if config.stem == "conv":
+            self.stem = conv_stem(width, patch)
+        else:
+            self.stem = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positions = nn.Parameter(torch.empty(1 + (image_size // patch) ** 2, width))
+        self.norm_pre = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, attention_backend) for _ in range(config.layers)
+        )
+        self.norm_post = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, embed_dim, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Draw CLIP's initialisation (Radford et al., 2021), set by width and depth."""
+        width = self.class_embedding.numel()
+        nn.init.normal_(self.class_embedding, std=width**-0.5)
+        nn.init.normal_(self.positions, std=width**-0.5)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        residual = (2 * len(self.blocks)) ** -0.5
+        for block in self.blocks:
+            nn.init.normal_(block.qkv.weight, std=width**-0.5)
+            nn.init.normal_(block.out.weight, std=width**-0.5 * residual)
+            nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp[2].weight, std=width**-0.5 * residual)
+            for linear in (block.qkv, block.out, block.mlp[0], block.mlp[2]):
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, images):
+        """Map (N, 3, H, W) normalised photographs to (N, embed_dim) features, not normalised."""
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = self.norm_pre(torch.cat([first, x], dim=1) + self.positions.to(x.dtype))
+        for number, block in enumerate(self.blocks, start=1):
+            queries = 1 if number == len(self.blocks) else None
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, queries, use_reentrant=False)
+            else:
+                x = block(x, queries)
+        return self.projection(self.norm_post(x[:, 0]))

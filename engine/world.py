@@ -1,0 +1,116 @@
+"""Ranks, devices and DeepSpeed: how this process joins the others, and the dictionary it passes on.
+
+The same script runs under `deepspeed`, `torchrun` and plain `python`. Work-arounds below were read
+off DeepSpeed 0.19.8, the pinned version.
+"""
+
+import dataclasses
+import importlib
+import logging
+import os
+import socket
+import warnings
+
+import torch
+import torch.distributed as dist
+
+from engine.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process among the ranks: rank, number of ranks, its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self):
+        """Whether this rank writes logs and files."""
+        return self.rank == 0
+
+
+def join_world() -> World:
+    """Set up torch.distributed through DeepSpeed and return this process's place in it.
+
+    Without a launcher the process becomes a world of one.
+    """
+    on_gpu = torch.cuda.is_available()
+    if "RANK" not in os.environ:
+        # DeepSpeed would look for MPI
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+    if not on_gpu:
+        # DeepSpeed's own switch; on a GPU machine it must find the GPU by itself
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed = import_deepspeed()
+    device = torch.device("cpu")
+    if on_gpu:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+def import_deepspeed():
+    """Import DeepSpeed quietly, and without the C++ build that it would start on a CPU."""
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates, on every step
+    warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning)
+    if not torch.cuda.is_available():
+        # its shared-memory collective serves inference only, and needs a compiler and ninja
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+    return deepspeed
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return fp32, bf16 or fp16 for a recipe's precision; auto is bf16 on a GPU, fp32 on a CPU.
+
+    Raises ConfigError for fp16 on a CPU, which DeepSpeed does not support there.
+    """
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("training.precision: fp16 needs a GPU; use fp32, bf16 or auto on a CPU")
+    return precision
+
+
+def micro_batch_size(config, world_size: int) -> int:
+    """Return the patients of one rank in one forward pass; ConfigError if the split is uneven."""
+    training = config.training
+    parts = world_size * training.accumulation
+    if training.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size: {training.batch_size} must be a multiple of ranks x "
+            f"accumulation ({world_size} x {training.accumulation} = {parts})"
+        )
+    return training.batch_size // parts
+
+
+def deepspeed_config(config, world: World) -> dict:
+    """Derive DeepSpeed's dictionary from a recipe: batch, ZeRO stage, precision, clipping."""
+    training = config.training
+    values = {
+        "train_micro_batch_size_per_gpu": micro_batch_size(config, world.size),
+        "gradient_accumulation_steps": training.accumulation,
+        "gradient_clipping": config.optimizer.clip_norm,
+        "zero_optimization": {"stage": training.zero_stage},
+        # its own prints; engine/meters.py reports
+        "steps_per_print": 2**62,
+    }
+    precision = resolve_precision(training.precision, world.device)
+    if precision == "bf16":
+        # fp32 weights under autocast: "bf16" mode would round the logit scales
+        values["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif precision == "fp16":
+        values["torch_autocast"] = {"enabled": True, "dtype": "float16"}
+    return values
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

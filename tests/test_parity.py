@@ -1,0 +1,110 @@
+"""The network against golden data from the official RET-CLIP code: features, losses, gradients."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from engine.model import LEVELS
+from engine.weights import WeightsError, from_official, load_retclip, to_official
+import kernels
+
+BACKENDS = ("reference", "torch")
+
+
+@pytest.fixture(scope="module")
+def golden(shared_retclip):
+    """Tensors by section and the configuration in the golden file's metadata."""
+    sections = {}
+    with safe_open(shared_retclip / "retclip_tiny.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            section, name = key.split(".", 1)
+            sections.setdefault(section, {})[name] = file.get_tensor(key)
+        config = json.loads(file.metadata()["config"])
+    return sections, config
+
+
+def build(golden, state=None):
+    """Load the golden model without dropout, as it was recorded."""
+    sections, config = golden
+    heads = config["text_num_attention_heads"]
+    return load_retclip(state or sections["state_dict"], text_heads=heads, dropout=0.0)
+
+
+def features(model, golden):
+    """Return image (3, B, d) and text (3, B, d) of the golden inputs."""
+    inputs = golden[0]["input"]
+    image = model.encode_image(inputs["image_left"], inputs["image_right"])
+    return image, model.encode_text(inputs["tokens"])
+
+
+def test_features_equal_the_official_ones(golden):
+    image, text = features(build(golden), golden)
+    for level, name in enumerate(LEVELS):
+        expected = golden[0]["feature"]
+        assert (image[level] - expected[f"image_{name}"]).abs().max() <= 1e-5
+        assert (text[level] - expected[f"text_{name}"]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_losses_and_gradients_equal_the_official_ones(golden, backend):
+    model = build(golden)
+    image, text = features(model, golden)
+    loss = kernels.tripartite_loss(image, text, model.logit_scale.exp(), backend=backend)
+    expected = golden[0]["loss"]
+    for level, name in enumerate(LEVELS):
+        assert abs(loss.levels[level] - expected[name]) <= 1e-5
+    assert abs(loss.total - expected["total"]) <= 1e-5
+    loss.total.backward()
+    gradients = to_official({name: p.grad for name, p in model.named_parameters()})
+    assert set(golden[0]["grad"]) <= set(gradients)
+    for name, gradient in golden[0]["grad"].items():
+        error = (gradients[name] - gradient).norm()
+        # the bias of attention's keys has a gradient of zero but for rounding
+        assert error <= 1e-4 * gradient.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("nested", [False, True])
+def test_every_published_wrapping_loads(golden, tmp_path, prefix, nested):
+    state = {prefix + key: value for key, value in golden[0]["state_dict"].items()}
+    state[prefix + "bert.pooler.dense.weight"] = torch.zeros(2, 2)
+    state[prefix + "bert.embeddings.position_ids"] = torch.arange(3)[None]
+    wrapped = {"epoch": 3, "state_dict": state} if nested else state
+    torch.save(wrapped, tmp_path / "ret-clip.pt")
+    loaded = load_retclip(tmp_path / "ret-clip.pt", text_heads=3).state_dict()
+    for key, value in build(golden).state_dict().items():
+        assert torch.equal(loaded[key], value), key
+
+
+def test_official_layout_round_trip_is_bitwise(golden):
+    official = golden[0]["state_dict"]
+    back = to_official(from_official(official))
+    assert set(back) == set(official)
+    assert all(torch.equal(back[key], official[key]) for key in official)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda s: s.pop("visual.proj"), "visual.proj"),
+        (lambda s: s.pop("logit_scale_left"), "logit_scale_left"),
+        (lambda s: s.pop("bert.encoder.layer.1.attention.self.key.bias"), "self.key.bias"),
+        (lambda s: s.pop("visual.ln_post.bias"), "norm_post.bias"),
+        (lambda s: s.update({"single_feature_mapping.weight": torch.ones(1)}), "single_feature"),
+    ],
+)
+def test_missing_and_extra_keys_are_named(golden, change, named):
+    state = dict(golden[0]["state_dict"])
+    change(state)
+    with pytest.raises(WeightsError, match=named):
+        build(golden, state)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "ret-clip.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(WeightsError, match=r"ret-clip\.pt"):
+        load_retclip(tmp_path / "ret-clip.pt")
+    with pytest.raises(WeightsError, match="no such weight file"):
+        load_retclip(tmp_path / "absent.pt")
