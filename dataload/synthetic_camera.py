@@ -23,6 +23,12 @@ _MODELS = (
     ((1024, 768), 0.49, 0.06),
 )
 _NOISE_SIDE = 1024
+# radius of blur in pixels, and weight
+_NOISE_KINDS = {
+    "sensor": ((0.0, 1.0),),
+    "tissue": ((0.8, 0.5), (2.0, 1.0), (5.0, 1.0)),
+    "choroid": ((3.2, 1.0),),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +139,7 @@ def noise_tile(rng: np.random.Generator, size: tuple[int, int], *, kind: str) ->
     Args:
         rng: source of the place.
         size: (width, height), at most 1024 each.
-        kind: "sensor" is white, "tissue" is grainy at several scales.
+        kind: "sensor" is white, "tissue" grainy at several scales, "choroid" in larger islands.
     """
     left, top = rng.integers(0, _NOISE_SIDE, 2)
     tile = _noise_bank(kind)
@@ -141,20 +147,20 @@ def noise_tile(rng: np.random.Generator, size: tuple[int, int], *, kind: str) ->
     return tile[top : top + size[1], left : left + size[0]]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _noise_bank(kind):
     # drawn once per process and from a fixed seed: every worker has the same one
     rng = np.random.default_rng(20_240_514 + len(kind))
-    white = rng.standard_normal((_NOISE_SIDE, _NOISE_SIDE), dtype=np.float32)
-    if kind == "tissue":
-        total = np.zeros_like(white)
-        for radius, weight in ((0.8, 0.6), (2.0, 1.0), (5.0, 1.0)):
-            grey = np.clip(rng.normal(128, 40, white.shape), 0, 255).astype(np.uint8)
-            blurred = Image.fromarray(grey).filter(ImageFilter.GaussianBlur(radius))
-            layer = np.asarray(blurred, dtype=np.float32)
-            total += weight * (layer - layer.mean()) / layer.std()
-        white = total / total.std()
-    return np.tile(white, (2, 2))
+    shape = (_NOISE_SIDE, _NOISE_SIDE)
+    tile = np.zeros(shape, dtype=np.float32)
+    for radius, weight in _NOISE_KINDS[kind]:
+        grey = Image.fromarray(np.clip(rng.normal(128, 40, shape), 0, 255).astype(np.uint8))
+        # a blurred tile must go on across its own border
+        wide = Image.fromarray(np.pad(np.asarray(grey), 64, mode="wrap"))
+        blurred = np.asarray(wide.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
+        layer = blurred[64:-64, 64:-64]
+        tile += weight * (layer - layer.mean()) / layer.std()
+    return np.tile(tile / tile.std(), (2, 2))
 
 
 def expose(
@@ -172,25 +178,27 @@ def expose(
     """
     light, veil = (upsample(plane, view.size) for plane in _illumination(view, rng))
     field = _field_mask(camera, view)
-    noise = noise_tile(rng, view.size, kind="sensor") * rng.uniform(0.004, 0.012)
+    noise = noise_tile(rng, view.size, kind="sensor") * np.float32(rng.uniform(0.004, 0.012))
     exposure = rng.uniform(0.86, 1.12)
     balance = exposure * np.exp(rng.normal(0.0, (0.02, 0.04, 0.06)))
     tint = np.array((1.0, 0.72, 0.55)) * rng.uniform(0.9, 1.1, 3)
-    frame = np.empty((camera.height, camera.width, 3), dtype=np.uint8)
-    frame[:] = rng.integers(0, 5, 3, dtype=np.uint8)
-    (left, top), (width, height) = view.corner, view.size
-    canvas = frame[top : top + height, left : left + width]
+    surround = rng.integers(0, 5, 3).tolist()
+    bands = []
     for channel, plane in enumerate(reflectance):
         pixels = plane * light
-        pixels *= balance[channel]
-        pixels += veil * tint[channel]
-        # a soft shoulder instead of clipping, as cameras have
-        pixels = np.minimum(pixels, 0.75 + 0.25 * np.tanh((pixels - 0.75) * 3))
+        pixels *= np.float32(balance[channel])
+        pixels += veil * np.float32(tint[channel])
+        # a shoulder before clipping, as cameras have
+        pixels *= np.float32(1.08) - np.float32(0.12) * pixels * pixels
         pixels += noise
         pixels *= field
-        canvas[..., channel] = np.clip(pixels * 255 + 0.5, canvas[0, 0, channel], 255)
-        noise = np.roll(noise, 37, axis=1)
-    return frame
+        np.clip(pixels, surround[channel] / 255, 1.0, out=pixels)
+        pixels *= 255
+        bands.append(Image.fromarray(pixels.astype(np.uint8), "L"))
+        noise = noise[:, ::-1]
+    frame = Image.new("RGB", (camera.width, camera.height), tuple(surround))
+    frame.paste(Image.merge("RGB", bands), view.corner)
+    return np.asarray(frame)
 
 
 def encode(frame: np.ndarray, camera: Camera) -> bytes:

@@ -43,7 +43,9 @@ def draw_dark_lesions(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) ->
         elif rng.random() < 0.35:
             _flame(draw, rng, view, centre, density)
         else:
-            _blot(draw, rng, view, centre, rng.uniform(0.018, 0.034), 0.22, density)
+            diameter = rng.uniform(0.019, 0.034)
+            _blot(draw, rng, view, centre, 1.15 * diameter, 0.3, density // 2)
+            _blot(draw, rng, view, centre, diameter, 0.25, density)
 
 
 def draw_exudates(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) -> None:
@@ -60,7 +62,7 @@ def draw_exudates(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) -> Non
         offsets = np.stack((radii * np.cos(angles), radii * np.sin(angles)), axis=1)
         for bit in centre + offsets:
             opacity = int(rng.integers(210, 256))
-            _blot(draw, rng, view, bit, rng.uniform(0.009, 0.019), 0.3, opacity)
+            _blot(draw, rng, view, bit, 0.007 + 0.013 * rng.random(), 0.35, opacity)
 
 
 def draw_drusen(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) -> None:
@@ -70,8 +72,8 @@ def draw_drusen(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) -> None:
     """
     low, high = _COUNTS["drusen"][finding.severity]
     for centre in _places(rng, finding, view, int(rng.integers(low, high + 1)), spacing=0.03):
-        diameter = rng.uniform(0.012, 0.019) + 0.009 * rng.random() ** 3
-        _disc(draw, view, centre, diameter, int(rng.integers(150, 230)), oversampling=1)
+        diameter = 0.011 + 0.016 * rng.random() ** 2
+        _disc(draw, view, centre, diameter, int(rng.integers(140, 245)), oversampling=1)
 
 
 def _places(rng, finding, view, count, spacing):
