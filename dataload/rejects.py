@@ -1,0 +1,76 @@
+"""What could not be used of a manifest: rejects.csv, and the share that may be lost at most."""
+
+import csv
+import io
+import os
+
+from dataload.records import Problem
+from dataload.shard_reader import ShardError
+from dataload.shard_writer import write_atomically
+
+REJECT_COLUMNS = ("row", "patient_id", "file", "reason")
+
+
+class Rejects:
+    """Lines of rejects.csv, and the share of photographs that they stand for."""
+
+    def __init__(self, path, contents, max_fraction):
+        """Begin with the Manifest's problems; `max_fraction` of its photographs may be lost."""
+        self.path = path
+        self.max_fraction = max_fraction
+        self.manifest = contents.path
+        self.base = contents.path.absolute().parent
+        self.lines = list(contents.problems)
+        self.named = contents.photographs_named
+        self.lost = sum(problem.photographs for problem in contents.problems)
+
+    def take(self, record, results):
+        """Return the results with None for each rejected photograph, which becomes a line."""
+        kept = iter(results)
+        usable = []
+        for examination in record.examinations:
+            for eye, path in examination.photographs():
+                result = next(kept)
+                if not isinstance(result, str):
+                    usable.append(result)
+                    continue
+                usable.append(None)
+                name = os.path.relpath(path, self.base)
+                message = f"{eye} photograph {name!r} {result}"
+                self.lines.append(
+                    Problem(
+                        row=examination.row,
+                        message=message,
+                        patient_id=record.patient_id,
+                        file=name,
+                        photographs=1,
+                    )
+                )
+                self.lost += 1
+        if not any(usable):
+            row = record.examinations[0].row
+            message = f"no photograph of patient {record.patient_id!r} is left"
+            self.lines.append(Problem(row=row, message=message, patient_id=record.patient_id))
+        self.check()
+        return usable
+
+    def check(self):
+        """Raise ShardError once more is lost than is allowed."""
+        if self.lost <= self.max_fraction * self.named:
+            return
+        self.write()
+        raise ShardError(
+            f"{self.manifest}: {self.lost} of {self.named} photographs cannot be used, more "
+            f"than max_reject_fraction {self.max_fraction} allows; the first is in "
+            f"{min(self.lines, key=lambda line: line.row)}; all are in {self.path}"
+        )
+
+    def write(self):
+        """Write rejects.csv in the order of the manifest's rows."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(REJECT_COLUMNS)
+        for line in sorted(self.lines, key=lambda line: line.row):
+            writer.writerow((line.row, line.patient_id, line.file, line.message))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, text.getvalue().encode("utf-8", "replace"))

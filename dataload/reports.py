@@ -1,0 +1,227 @@
+"""Reports as token ids: sentencepiece trained on the cohort, or BERT's WordPiece vocabulary.
+
+Both tokenizers give `[CLS] ids [SEP]` padded with 0. A report's identity is a hash of its
+normalised text: reports that differ in width, case or spacing alone are the same report.
+Shapes: N reports, L context length in tokens.
+"""
+
+import hashlib
+import io
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+
+PAD_ID = 0
+UNK_ID = 1
+CLS_ID = 2
+SEP_ID = 3
+# pad, unknown, CLS, SEP, and one piece for each byte
+FIXED_PIECES = 4 + 256
+# what BERT's own code does with longer words: they become [UNK]
+MAX_WORD_CHARACTERS = 200
+# the sums of its threads are added in order, so a fixed number keeps training repeatable
+TRAINING_THREADS = 2
+
+
+def normalise_report(text):
+    """Return a report's text as it is compared: NFKC, case folded, single spaces.
+
+    Characters that show nothing (controls, zero-width marks) are left out, and so are halves of
+    surrogate pairs. Normalising twice changes nothing.
+    """
+    previous = None
+    # folding can undo a normal form and the other way round; this settles in a few rounds
+    while text != previous:
+        previous = text
+        text = unicodedata.normalize("NFKC", text).casefold()
+        text = "".join(
+            character
+            for character in text
+            if character.isspace() or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+        )
+        text = " ".join(text.split())
+    return text
+
+
+def report_id(text):
+    """Return the identity of a report: a signed 64-bit hash of its normalised text."""
+    digest = hashlib.blake2b(normalise_report(text).encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _pack(ids, context_length, cls_id, sep_id):
+    """Return (tokens (N, L), lengths (N,)), int64, of lists of ids cut to L - 2."""
+    tokens = np.full((len(ids), context_length), PAD_ID, np.int64)
+    lengths = np.zeros(len(ids), np.int64)
+    for row, report in enumerate(ids):
+        kept = report[: context_length - 2]
+        lengths[row] = len(kept) + 2
+        tokens[row, : lengths[row]] = [cls_id, *kept, sep_id]
+    return tokens, lengths
+
+
+def _check_context_length(context_length):
+    if context_length < 3:
+        raise ValueError(f"context_length is {context_length}; write 3 or more tokens")
+
+
+def _read_model(path):
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the tokenizer ({error.strerror})") from None
+
+
+class SentencePieceTokenizer:
+    """A unigram sentencepiece model with byte fallback: pad 0, unknown 1, CLS 2, SEP 3."""
+
+    kind = "sentencepiece"
+    pad_id = PAD_ID
+
+    def __init__(self, path):
+        """Load a model file; raise ValueError when it is missing, damaged or numbered otherwise."""
+        import sentencepiece
+
+        self.path = Path(path)
+        data = _read_model(self.path)
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{self.path}: is not a sentencepiece model") from error
+        processor = self._processor
+        ids = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
+        if ids != (PAD_ID, UNK_ID, CLS_ID, SEP_ID):
+            raise ValueError(
+                f"{self.path}: has pad, unknown, CLS, SEP as {ids}; they must be 0, 1, 2, 3 "
+                "(train one with: retclip tokenizer train)"
+            )
+
+    @classmethod
+    def load(cls, path):
+        """Return the tokenizer in a model file."""
+        return cls(path)
+
+    @classmethod
+    def train(cls, texts, path, *, vocabulary_size, character_coverage=0.9995):
+        """Train on an iterable of reports, save to `path` and return the tokenizer.
+
+        `vocabulary_size` is an upper limit: a small cohort gives fewer pieces. Raises ValueError
+        when it is below what every vocabulary holds, or when there is no text.
+        """
+        import sentencepiece
+
+        if vocabulary_size <= FIXED_PIECES:
+            raise ValueError(
+                f"vocabulary_size is {vocabulary_size}; write more than {FIXED_PIECES}, "
+                "which special and byte pieces take"
+            )
+        reports = [report for report in map(normalise_report, texts) if report]
+        if not reports:
+            raise ValueError("a tokenizer needs at least one report that is not empty")
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(reports),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=vocabulary_size,
+                character_coverage=character_coverage,
+                hard_vocab_limit=False,
+                byte_fallback=True,
+                normalization_rule_name="nmt_nfkc_cf",
+                pad_id=PAD_ID,
+                unk_id=UNK_ID,
+                bos_id=CLS_ID,
+                eos_id=SEP_ID,
+                pad_piece="[PAD]",
+                unk_piece="[UNK]",
+                bos_piece="[CLS]",
+                eos_piece="[SEP]",
+                max_sentence_length=1 << 20,
+                num_threads=TRAINING_THREADS,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"sentencepiece cannot train: {' '.join(str(error).split())}"
+            ) from error
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_bytes(model.getvalue())
+        os.replace(temporary, path)
+        return cls(path)
+
+    @property
+    def vocabulary_size(self):
+        """Number of pieces."""
+        return self._processor.get_piece_size()
+
+    def encode(self, texts, context_length):
+        """Return (tokens (N, L) int64, lengths (N,) int64) of a list of reports."""
+        _check_context_length(context_length)
+        ids = self._processor.encode([normalise_report(text) for text in texts], out_type=int)
+        return _pack(ids, context_length, CLS_ID, SEP_ID)
+
+
+class WordPieceTokenizer:
+    """BERT's WordPiece over the user's vocab.txt, as RET-CLIP's loader uses it."""
+
+    kind = "wordpiece"
+    pad_id = PAD_ID
+
+    def __init__(self, path):
+        """Load vocab.txt; raise ValueError when it is missing or not BERT's."""
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+        self.path = Path(path)
+        data = _read_model(self.path)
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        try:
+            # not splitlines(): some entries of BERT's vocabulary are Unicode line separators
+            lines = data.decode("utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.path}: is not a UTF-8 vocab.txt") from None
+        vocabulary = {line.strip(): number for number, line in enumerate(lines)}
+        missing = [name for name in ("[CLS]", "[SEP]", "[UNK]") if name not in vocabulary]
+        if vocabulary.get("[PAD]") != PAD_ID or missing:
+            raise ValueError(
+                f"{self.path}: is not a BERT vocab.txt: its first line must be [PAD], and [CLS], "
+                "[SEP] and [UNK] must be in it"
+            )
+        self.vocabulary_size = len(lines)
+        self._cls_id, self._sep_id = vocabulary["[CLS]"], vocabulary["[SEP]"]
+        model = models.WordPiece(
+            vocabulary, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS
+        )
+        self._tokenizer = Tokenizer(model)
+        self._tokenizer.normalizer = normalizers.BertNormalizer(
+            clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
+        )
+        self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+    def encode(self, texts, context_length):
+        """Return (tokens (N, L) int64, lengths (N,) int64) of a list of reports."""
+        _check_context_length(context_length)
+        ids = [self._tokenizer.encode(_straighten(text)).ids for text in texts]
+        return _pack(ids, context_length, self._cls_id, self._sep_id)
+
+
+def _straighten(text):
+    """Lower the case and straighten curly double quotes, as the official data loader does."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return re.sub("[\u201c\u201d]", '"', text.lower())
+
+
+def load_tokenizer(path):
+    """Return the tokenizer in a file: `.model` is sentencepiece, `.txt` a BERT vocabulary."""
+    path = Path(path)
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path)
+    if path.suffix == ".txt":
+        return WordPieceTokenizer(path)
+    raise ValueError(f"{path}: a tokenizer is a sentencepiece .model file or a BERT vocab.txt")

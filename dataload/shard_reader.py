@@ -1,0 +1,241 @@
+"""Reading a shard set: patients by number, JPEG bytes as views of the mapped tars.
+
+Nothing is read through tarfile: each index says where the files of a sample begin. A reader is
+cheap to open, holds no photograph in memory, and can be sent to another process.
+"""
+
+import hashlib
+import json
+import mmap
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from dataload.records import EYES
+from dataload.shard_writer import DATASET_FILE, FORMAT_NAME, FORMAT_VERSION, INDEX_HEADER
+
+# a mapping holds a file descriptor, and a process commonly may have 1,024 of them
+MAPPED_SHARDS = 256
+
+
+class ShardError(ValueError):
+    """A shard set cannot be built or read; the message names the file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetInfo:
+    """What dataset.json says; `photographs` by eye, `largest` width, height (px) and bytes."""
+
+    split: str
+    patients: int
+    examinations: int
+    photographs: dict[str, int]
+    reports: dict[str, int]
+    largest: dict[str, int]
+    fields_not_found: int
+    preprocessing: dict
+    columns: list[str]
+    source: str
+    sha256: str
+    shards: list[dict]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPhoto:
+    """Where a photograph lies: number of the shard, offset and size in bytes; sides in pixels."""
+
+    shard: int
+    offset: int
+    size: int
+    width: int
+    height: int
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardExamination:
+    """One visit in a shard; `report_id` is the signed 64-bit hash of the normalised report."""
+
+    exam_id: str
+    report: str
+    report_id: int
+    columns: dict[str, str]
+    left: tuple[ShardPhoto, ...]
+    right: tuple[ShardPhoto, ...]
+    unknown: tuple[ShardPhoto, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPatient:
+    """One patient with all examinations."""
+
+    patient_id: str
+    examinations: tuple[ShardExamination, ...]
+
+
+def read_info(folder):
+    """Return the DatasetInfo of a shard set; raise ShardError when the folder holds none."""
+    path = Path(folder) / DATASET_FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.pop("format") != FORMAT_NAME:
+            raise ShardError(f"{path}: is not the description of a shard set")
+        version = fields.pop("version")
+        if version != FORMAT_VERSION:
+            raise ShardError(
+                f"{path}: has format version {version}, this program reads {FORMAT_VERSION}; "
+                "build the shards again"
+            )
+        return DatasetInfo(**fields)
+    except ShardError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise ShardError(
+            f"{path}: no such file; build the shards first (retclip shards build)"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"{path}: is damaged ({error}); build the shards again") from error
+
+
+class ShardReader:
+    """A shard set by patient number, 0 to len() - 1, in the order of the manifest."""
+
+    def __init__(self, folder):
+        """Open the shard set in `folder`; raise ShardError when a file is missing or damaged."""
+        self.folder = Path(folder)
+        self.info = read_info(self.folder)
+        self._lines = []
+        for shard in self.info.shards:
+            self._check_size(shard)
+            self._lines.append(self._read_index(shard))
+        self._ends = list(accumulate(len(lines) for lines in self._lines))
+        self._mapped = OrderedDict()
+
+    def __reduce__(self):
+        return ShardReader, (self.folder,)
+
+    def __len__(self):
+        return self.info.patients
+
+    def _check_size(self, shard):
+        path = self.folder / shard["name"]
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise ShardError(f"{path}: no such file, but {DATASET_FILE} names it") from None
+        if size != shard["bytes"]:
+            raise ShardError(
+                f"{path}: is {size} bytes long, {DATASET_FILE} says {shard['bytes']}; "
+                "build the shards again"
+            )
+
+    def _read_index(self, shard):
+        path = (self.folder / shard["name"]).with_suffix(".idx")
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise ShardError(f"{path}: no such file; it is the index of {shard['name']}") from None
+        if hashlib.sha256(data).hexdigest() != shard["index_sha256"]:
+            raise ShardError(
+                f"{path}: does not match its hash in {DATASET_FILE}; build the shards again"
+            )
+        header, *lines = data.decode("ascii").splitlines()
+        assert header == f"{INDEX_HEADER} {len(lines)}"
+        return lines
+
+    def _locate(self, index):
+        """Return (shard number, {extension: (offset, size, name)}) of a patient."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"patient {index} of {len(self)} in {self.folder}")
+        shard = bisect_right(self._ends, index)
+        start = self._ends[shard - 1] if shard else 0
+        fields = self._lines[shard][index - start].split(" ")
+        files = {
+            extension: (int(offset), int(size), name)
+            for extension, offset, size, name in zip(*[iter(fields)] * 4, strict=True)
+        }
+        return shard, files
+
+    def _map(self, shard):
+        """Return the bytes of a shard as uint8, mapping it if it is not mapped."""
+        if shard in self._mapped:
+            self._mapped.move_to_end(shard)
+            return self._mapped[shard]
+        entry = self.info.shards[shard]
+        self._check_size(entry)
+        with (self.folder / entry["name"]).open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # views that are still in use keep a mapping alive after it has left this table
+        self._mapped[shard] = np.frombuffer(mapping, np.uint8)
+        if len(self._mapped) > MAPPED_SHARDS:
+            self._mapped.popitem(last=False)
+        return self._mapped[shard]
+
+    def _description(self, shard, files):
+        offset, size, _ = files["json"]
+        return json.loads(self._map(shard)[offset : offset + size].tobytes())
+
+    def patient(self, index):
+        """Return the ShardPatient with this number."""
+        shard, files = self._locate(index)
+        description = self._description(shard, files)
+        examinations = []
+        for fields in description["examinations"]:
+            eyes = {eye: [] for eye in EYES}
+            for photograph in fields["photographs"]:
+                offset, size, name = files[photograph["file"]]
+                photo = ShardPhoto(
+                    shard=shard,
+                    offset=offset,
+                    size=size,
+                    width=photograph["width"],
+                    height=photograph["height"],
+                    name=name,
+                )
+                eyes[photograph["eye"]].append(photo)
+            examinations.append(
+                ShardExamination(
+                    exam_id=fields["exam_id"],
+                    report=fields["report"],
+                    report_id=fields["report_id"],
+                    columns=fields["columns"],
+                    **{eye: tuple(photos) for eye, photos in eyes.items()},
+                )
+            )
+        return ShardPatient(patient_id=description["patient_id"], examinations=tuple(examinations))
+
+    def jpeg(self, photo):
+        """Return the bytes of a photograph, a read-only uint8 view of the mapped shard."""
+        return self._map(photo.shard)[photo.offset : photo.offset + photo.size]
+
+    def reports(self):
+        """Return the report of every examination, patient by patient."""
+        reports = []
+        for index in range(len(self)):
+            description = self._description(*self._locate(index))
+            reports += [fields["report"] for fields in description["examinations"]]
+        return reports
+
+    def verify(self, progress=None):
+        """Re-read every tar against its hash; raise ShardError that names the first that differs.
+
+        `progress(done, total)` counts bytes.
+        """
+        total = sum(shard["bytes"] for shard in self.info.shards)
+        done = 0
+        for shard in self.info.shards:
+            path = self.folder / shard["name"]
+            self._check_size(shard)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != shard["sha256"]:
+                raise ShardError(
+                    f"{path}: its bytes do not match their hash; build the shards again"
+                )
+            done += shard["bytes"]
+            if progress is not None:
+                progress(done, total)
