@@ -68,12 +68,16 @@ class Meters:
         print(message, file=sys.stderr, flush=True) if not self.bar else self.bar.print(message)
 
     def step(self, *, step, epoch, total, levels, scale, lr, grad_norm, patients):
-        """Record step `step` (from 1): loss total (), levels and scale (3,), gradient norm ()."""
+        """Record step `step` (from 1): loss total, levels and scale (3,), gradient norm.
+
+        patients: how many were trained on in this step, on all ranks.
+        """
         if not self.is_main:
             return
-        grad_norm = torch.as_tensor(grad_norm, dtype=torch.float32, device=total.device).reshape(1)
-        values = torch.cat([total.reshape(1).float(), levels.float(), scale.float(), grad_norm])
-        self.pending.append((step, epoch, lr, patients, values.detach()))
+        scalars = [torch.as_tensor(value, device=total.device) for value in (grad_norm, patients)]
+        parts = [total, *levels, *scale, *scalars]
+        values = torch.stack([part.detach().float().reshape(()) for part in parts])
+        self.pending.append((step, epoch, lr, values))
         if step % self.log_every == 0 or step == self.steps:
             self.flush()
 
@@ -83,10 +87,10 @@ class Meters:
             return
         values = torch.stack([entry[-1] for entry in self.pending]).cpu().tolist()
         now = time.perf_counter()
-        speed = sum(entry[3] for entry in self.pending) / (now - self.flushed)
+        speed = sum(row.pop() for row in values) / (now - self.flushed)
         seconds = self.seconds_before + now - self.started
         self.flushed = now
-        for (step, epoch, lr, _, _), row in zip(self.pending, values, strict=True):
+        for (step, epoch, lr, _), row in zip(self.pending, values, strict=True):
             named = dict(zip(COLUMNS, (step, epoch, *row[:4], lr, *row[4:]), strict=False))
             named.update(patients_per_second=round(speed, 2), seconds=round(seconds, 3))
             self.table.writerow(named)

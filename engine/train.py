@@ -96,8 +96,7 @@ def run_steps(engine, loader, config, world, meters, profiler, output, first, st
         optim.set_learning_rate(engine.optimizer, rate)
         result = train_step(engine, objective, batch, config.training.accumulation)
         done = step + 1
-        patients = loader.patients_in_step(position)
-        meters.step(step=done, epoch=epoch, lr=rate, patients=patients, **result)
+        meters.step(step=done, epoch=epoch, lr=rate, **result)
         if done % config.training.checkpoint_every == 0 or done == steps:
             meters.flush()
             with trace("checkpoint"):
@@ -107,7 +106,7 @@ def run_steps(engine, loader, config, world, meters, profiler, output, first, st
 def train_step(engine, objective, batch, accumulation):
     """One optimiser step on this rank's batch; returns what meters.step records, on the device."""
     losses = []
-    for part in batch.split(accumulation):
+    for part in micro_batches(batch, accumulation):
         with trace("forward"):
             image, text, scale = engine(part)
         with trace("loss"):
@@ -126,7 +125,18 @@ def train_step(engine, objective, batch, accumulation):
         "levels": torch.stack(levels),
         "scale": scale.detach(),
         "grad_norm": engine.get_global_grad_norm() if norm is None else norm,
+        "patients": (batch.index >= 0).sum() * dist.get_world_size(),
     }
+
+
+def micro_batches(batch, parts):
+    """Cut a batch of B patients into `parts` of B / parts each, in order."""
+    if parts == 1:
+        return [batch]
+    cut = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    # present_eyes is (2, B), everything else begins with B
+    cut = {name: t.chunk(parts, dim=name == "present_eyes") for name, t in cut.items()}
+    return [type(batch)(**{name: cut[name][part] for name in cut}) for part in range(parts)]
 
 
 def with_vocabulary(config, tokenizer):

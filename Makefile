@@ -1,0 +1,41 @@
+# RET-CLIP engine. `make demo` and `make test` set everything up by themselves; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MANIFEST ?=
+SET ?=
+
+.PHONY: setup demo test test-fast lint native gpu-check clean
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: pyproject.toml
+	@$(PYTHON) engine/prerequisites.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+# photographs -> shards -> training -> runs/demo/report.html; MANIFEST=patients.csv for your own
+demo: setup
+	$(BIN)/retclip demo $(if $(MANIFEST),--manifest "$(MANIFEST)") $(foreach pair,$(SET),--set $(pair))
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# the DALI operator that finds the field of view; optional
+native: setup
+	$(BIN)/python -m pip install --quiet '.[native]'
+	$(BIN)/cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build build/native
+
+# tests that need a GPU; from a bare checkout it uses whatever Python has torch
+gpu-check:
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu_check; \
+	else PYTHONPATH=. $(PYTHON) -m bench.gpu_check; fi
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis
