@@ -1,0 +1,241 @@
+"""The image pipeline in NVIDIA DALI: decoding on the GPU where there is one, on the CPU where not.
+
+One body, `_process`, serves training and evaluation; the two definitions around it differ in the
+colour step. Everything that varies comes in through external_source as a pure function of the
+iteration, so the pipeline itself holds no state that a checkpoint would need. `Pipeline.run` is
+driven by hand: DALI's iterator loses batches after an error. After a photograph that cannot be
+decoded the pipeline is thrown away, whose state DALI calls undefined, and the caller starts a new
+one at the same step (milliseconds).
+
+Legend: M photographs in a batch, S the side of a finished image.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataload.image_job import DecodeFailures
+
+# grey level that color_twist leaves alone when it changes the contrast of 8-bit input
+_DALI_CONTRAST_CENTRE = 128.0
+
+
+def _decode(fn, encoded, on_gpu, largest):
+    # libjpeg's smooth chroma on both devices: by default nvJPEG repeats chroma samples
+    options = {"jpeg_fancy_upsampling": True}
+    if on_gpu:
+        options |= {"preallocate_height_hint": largest[0], "preallocate_width_hint": largest[1]}
+    return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", **options)
+
+
+def _process(images, job, settings):
+    from nvidia.dali import fn, types
+
+    kernels = {"bicubic": types.INTERP_CUBIC, "linear": types.INTERP_LINEAR}
+    images = fn.resize(
+        images,
+        roi_start=job["start"],
+        roi_end=job["end"],
+        size=[settings.image_size, settings.image_size],
+        interp_type=kernels[settings.interpolation],
+        antialias=True,
+        dtype=types.UINT8,
+    )
+    if settings.colour:
+        images = fn.color_twist(
+            images,
+            brightness=job["brightness"],
+            contrast=job["contrast"],
+            saturation=job["saturation"],
+            dtype=types.FLOAT,
+        )
+    images = fn.crop_mirror_normalize(
+        images,
+        mirror=job["mirror"],
+        mean=[255 * value for value in settings.mean],
+        std=[255 * value for value in settings.std],
+        dtype=types.FLOAT,
+        output_layout="CHW",
+    )
+    return fn.erase(
+        images, anchor=job["anchor"], shape=job["extent"], axis_names="HW", fill_value=0.0
+    )
+
+
+_INPUTS = ("start", "end", "brightness", "contrast", "saturation", "mirror", "anchor", "extent")
+
+
+def _inputs(job):
+    # color_twist computes B (128 + C (x - 128)): choose B and C so that it is gain x + offset
+    brightness = job.gain + job.offset / _DALI_CONTRAST_CENTRE
+    columns = {
+        "start": job.boxes[:, :2],
+        "end": job.boxes[:, 2:],
+        "brightness": brightness,
+        "contrast": job.gain / brightness,
+        "saturation": job.saturation,
+        "mirror": job.mirror,
+        "anchor": job.erase[:, :2],
+        "extent": job.erase[:, 2:],
+    }
+    return [job.data, *(np.ascontiguousarray(columns[name]) for name in _INPUTS)]
+
+
+def _build(source, settings, *, batch, device_id, threads, prefetch, largest):
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(
+        batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch
+    )
+    def definition():
+        dtypes = [types.INT32 if name == "mirror" else types.FLOAT for name in _INPUTS]
+        data, *values = fn.external_source(
+            source=source,
+            num_outputs=1 + len(_INPUTS),
+            batch=True,
+            # the arrays outlive the batch: DaliPipeline keeps the jobs that are under way
+            no_copy=True,
+            dtype=[types.UINT8, *dtypes],
+            layout=["" if settings.encoded else "HWC", *[""] * len(_INPUTS)],
+        )
+        on_gpu = device_id is not None
+        if settings.encoded:
+            images = _decode(fn, data, on_gpu, largest)
+        else:
+            images = data.gpu() if on_gpu else data
+        return _process(images, dict(zip(_INPUTS, values, strict=True)), settings)
+
+    pipeline = definition()
+    pipeline.build()
+    return pipeline
+
+
+def _build_decoder(device_id):
+    """Return a pipeline that decodes one file per run and looks no further ahead."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
+    def definition():
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8)
+        return _decode(fn, encoded, device_id is not None, (0, 0))
+
+    pipeline = definition()
+    pipeline.build()
+    return pipeline
+
+
+def _decodes(pipeline, encoded):
+    pipeline.feed_input("encoded", [encoded])
+    try:
+        pipeline.run()
+    except RuntimeError:
+        return False
+    return True
+
+
+def check_gpu_decoder():
+    """Raise RuntimeError unless nvJPEG is in this process: DALI falls back to the CPU in silence.
+
+    Call after the first decoded batch, which is when the library is loaded.
+    """
+    if "libnvjpeg.so" not in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"):
+        raise RuntimeError(
+            "DALI decodes on the CPU although a GPU was asked for, because nvJPEG is not loaded: "
+            "install nvidia-nvjpeg beside nvidia-dali-cuda130"
+        )
+
+
+class DaliPipeline:
+    """Carries out image jobs of `batch` photographs with DALI, `prefetch` batches ahead.
+
+    On a CUDA `device` (torch.device) images are decoded, finished and handed over there; on any
+    other they stay in host memory. `largest` is the (height, width) in pixels of the largest
+    photograph, for which decoder memory is set aside on a GPU.
+    """
+
+    def __init__(self, settings, *, batch, device, threads=2, prefetch=2, largest=(0, 0)):
+        self.settings = settings
+        self._device = torch.device(device)
+        on_gpu = self._device.type == "cuda"
+        index = torch.cuda.current_device() if on_gpu and device.index is None else device.index
+        self._device_id = index if on_gpu else None
+        self._build_options = {
+            "batch": batch,
+            "device_id": self._device_id,
+            "threads": threads,
+            "prefetch": prefetch,
+            "largest": largest,
+        }
+        self._idle = None
+        self._decoder_checked = not (on_gpu and settings.encoded)
+        self._make_job, self._first, self._last = None, 0, 0
+        self._jobs = {}
+
+    def _source(self, iteration):
+        step = self._first + iteration
+        if step >= self._last:
+            raise StopIteration
+        self._jobs[step] = self._make_job(step)
+        return _inputs(self._jobs[step])
+
+    def _start(self, make_job, first, last):
+        self._make_job, self._first, self._last = make_job, first, last
+        self._jobs = {}
+        # taken out until the run has come to its end: one that is given up leaves batches behind
+        pipeline, self._idle = self._idle, None
+        if pipeline is None:
+            return _build(self._source, self.settings, **self._build_options)
+        pipeline.reset()
+        return pipeline
+
+    def _outputs(self, pipeline):
+        if self._device_id is None:
+            return pipeline.run()
+        # bound to the stream that consumes them: its memory is not reused before that has read it
+        return pipeline.run(torch.cuda.current_stream(self._device))
+
+    def _broken(self, step):
+        if not self.settings.encoded:
+            return []
+        decoder = _build_decoder(self._device_id)
+        broken = []
+        for position, encoded in enumerate(self._jobs[step].data):
+            if not _decodes(decoder, encoded):
+                broken.append(position)
+                decoder = _build_decoder(self._device_id)
+        return broken
+
+    def run(self, make_job, first, last):
+        """Yield the (M, 3, S, S) float32 images of jobs first..last-1, made by `make_job(step)`.
+
+        Raises DecodeFailures in place of a batch that holds an undecodable photograph; the caller
+        starts again at that step with a job that does without it. On a GPU the images belong to
+        the stream that is current when they are asked for: use them there.
+        """
+        pipeline = self._start(make_job, first, last)
+        for step in range(first, last):
+            try:
+                (images,) = self._outputs(pipeline)
+            except RuntimeError as error:
+                broken = self._broken(step)
+                if not broken:
+                    raise
+                raise DecodeFailures(step, broken) from error
+            self._jobs.pop(step - 1, None)
+            self._check_decoder()
+            yield torch.from_dlpack(images.as_tensor())
+        # one run more meets the end of the source, without which reset() does nothing
+        with suppress(StopIteration):
+            pipeline.run()
+        self._idle = pipeline
+
+    def _check_decoder(self):
+        if not self._decoder_checked:
+            check_gpu_decoder()
+            self._decoder_checked = True
+
+    def close(self):
+        """Let go of the pipeline and its memory."""
+        self._idle = None
