@@ -39,6 +39,11 @@ class FieldOfView:
         return self.x0, self.y0, self.x1, self.y1
 
 
+def grid_step(width, height):
+    """Return how many pixels lie between two points of the grid that is looked at."""
+    return -(-max(width, height) // GRID)
+
+
 def find_field(pixels):
     """Return the FieldOfView of a photograph.
 
@@ -52,22 +57,35 @@ def find_field(pixels):
             f"not {pixels.dtype} of shape {pixels.shape}"
         )
     height, width = pixels.shape[:2]
-    step = -(-max(height, width) // GRID)
+    step = grid_step(width, height)
     # the middle of each cell, so that the box is right to half a step on average
-    grid = pixels[min(step // 2, height - 1) :: step, min(step // 2, width - 1) :: step]
+    middle = step // 2
+    return field_of_grid(pixels[middle::step, middle::step], width, height)
+
+
+def field_of_grid(grid, width, height):
+    """Return the FieldOfView of a `width` x `height` photograph from every step-th pixel of it.
+
+    `grid` is uint8, (h, w) or (h, w, C): the pixels at step // 2 + k * step in both directions,
+    with step = grid_step(width, height). For callers that can take these without the rest.
+    """
+    step = grid_step(width, height)
+    if 0 in grid.shape:
+        return FieldOfView(x0=0, y0=0, x1=width, y1=height, found=False)
     darkest, brightest = _channel_extremes(grid)
     top, bottom, left, right = _trim_white(darkest >= WHITE_LEVEL)
     trimmed = (top, bottom, left, right) != (0, grid.shape[0], 0, grid.shape[1])
-    field = _find_disc(brightest[top:bottom, left:right])
-    if field is not None:
-        top, bottom = top + field[0], top + field[1]
-        left, right = left + field[2], left + field[3]
+    disc = _find_disc(brightest[top:bottom, left:right])
+    if disc is not None:
+        top, bottom = top + disc[0], top + disc[1]
+        left, right = left + disc[2], left + disc[3]
+    # the last cell may be cut by the frame, or have no middle at all
     return FieldOfView(
         x0=left * step,
         y0=top * step,
-        x1=min(right * step, width),
-        y1=min(bottom * step, height),
-        found=trimmed or field is not None,
+        x1=width if right == grid.shape[1] else right * step,
+        y1=height if bottom == grid.shape[0] else bottom * step,
+        found=trimmed or disc is not None,
     )
 
 

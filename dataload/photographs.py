@@ -9,9 +9,9 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from dataload.fundus import find_field
+from dataload.fundus import field_of_grid, grid_step
 
 # raise it whenever the bytes written for the same file may change
 PREPARATION_VERSION = 1
@@ -20,6 +20,16 @@ NEEDED = "JPEG, PNG, TIFF or BMP is needed"
 MIN_SIDE = 32
 # 16-bit full scale over 8-bit full scale
 SIXTEEN_TO_EIGHT = 257
+# what undoes each value of EXIF's orientation; 1 is upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PhotographError(ValueError):
@@ -68,7 +78,7 @@ def prepare_photograph(path, preparation):
         raise PhotographError(f"is {width}x{height} pixels; at least {MIN_SIDE} a side are needed")
     box, found = (0, 0, width, height), False
     if preparation.crop:
-        field = find_field(np.asarray(image))
+        field = field_of_grid(_sample(image), width, height)
         box, found = field.box, field.found
     small = _resize(image, box, preparation.short_side)
     return PreparedPhotograph(
@@ -87,15 +97,27 @@ def _decode(path):
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_turn_upright(image))
     except PhotographError:
         raise
     except UnidentifiedImageError:
         raise PhotographError(_what_it_is(path)) from None
     # a damaged file makes Pillow's decoders raise almost any class of error
     except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise PhotographError(f"cannot be read: {error.strerror}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PhotographError(f"does not decode: {reason}") from error
+
+
+def _turn_upright(image):
+    """Return the image as its EXIF orientation says that it is to be looked at."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    # the picture is whole whatever the fields beside it are like, and unreadable means unturned
+    except Exception:
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def _what_it_is(path):
@@ -131,6 +153,18 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
+def _sample(image):
+    """Return the grid of pixels that field_of_grid looks at, without copying the rest."""
+    step = grid_step(*image.size)
+    middle = step // 2
+    size = tuple((side - middle - 1) // step + 1 for side in image.size)
+    # Pillow maps the middle of an output pixel: step * (x + 0.5) + offset = step * x + middle + 0.5
+    offset = middle + 0.5 - step / 2
+    matrix = (step, 0, offset, 0, step, offset)
+    grid = image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+    return np.asarray(grid)
+
+
 def _resize(image, box, short_side):
     """Return the box with its short side `short_side` pixels long; small ones stay as they are."""
     width, height = box[2] - box[0], box[3] - box[1]
@@ -138,7 +172,7 @@ def _resize(image, box, short_side):
     if scale >= 1:
         return image.crop(box)
     size = (max(round(width * scale), short_side), max(round(height * scale), short_side))
-    return image.resize(size, Image.Resampling.LANCZOS, box=box)
+    return image.resize(size, Image.Resampling.BICUBIC, box=box)
 
 
 def _encode(image, quality):

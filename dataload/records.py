@@ -221,7 +221,8 @@ def _text(fields, name):
         raise _RowError(f"{name} is {value!r}; write a text")
     if isinstance(value, float) and name == "patient_id":
         raise _RowError(f"patient_id is the number {value!r}; write a text in quotation marks")
-    return str(value).strip()
+    # JSON can spell halves of surrogate pairs, which no UTF-8 file can hold
+    return str(value).encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def _names(fields, name):
@@ -241,7 +242,7 @@ class _Collector:
 
     def __init__(self, path, keep_columns):
         self.path = path
-        # the manifest may be a link; photographs lie beside the name that the user gave
+        # not resolved: the manifest may be a link, and photographs lie beside the link
         self.base = path.absolute().parent
         self.keep_columns = keep_columns
         self.patients = {}
@@ -338,11 +339,11 @@ class _Collector:
 
     def _resolve(self, name):
         """Return the path of a photograph that exists; Windows' separators are understood."""
-        # the manifest's other columns may name anything; only isfile's answer is trusted
         for candidate in (name, name.replace("\\", "/")):
-            path = self.base / candidate
+            # joined as text first: a Path costs more than asking whether the file is there
+            path = os.path.join(self.base, candidate)
             if os.path.isfile(path):
-                return path
+                return Path(path)
         return None
 
     def finish(self):

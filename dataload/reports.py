@@ -22,8 +22,26 @@ SEP_ID = 3
 FIXED_PIECES = 4 + 256
 # what BERT's own code does with longer words: they become [UNK]
 MAX_WORD_CHARACTERS = 200
-# the sums of its threads are added in order, so a fixed number keeps training repeatable
-TRAINING_THREADS = 2
+TRAINING = {
+    "model_type": "unigram",
+    "hard_vocab_limit": False,
+    "byte_fallback": True,
+    "normalization_rule_name": "nmt_nfkc_cf",
+    "pad_id": PAD_ID,
+    "unk_id": UNK_ID,
+    "bos_id": CLS_ID,
+    "eos_id": SEP_ID,
+    "pad_piece": "[PAD]",
+    "unk_piece": "[UNK]",
+    "bos_piece": "[CLS]",
+    "eos_piece": "[SEP]",
+    # bytes; sentencepiece drops longer sentences, and a report counts as one
+    "max_sentence_length": 1 << 20,
+    # the threads' sums are added in order, so a fixed number keeps training repeatable
+    "num_threads": 2,
+    # errors alone: they are raised as well
+    "minloglevel": 2,
+}
 
 
 def normalise_report(text):
@@ -37,13 +55,14 @@ def normalise_report(text):
     while text != previous:
         previous = text
         text = unicodedata.normalize("NFKC", text).casefold()
-        text = "".join(
-            character
-            for character in text
-            if character.isspace() or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-        )
+        if not text.isprintable():
+            text = "".join(filter(_shows, text))
         text = " ".join(text.split())
     return text
+
+
+def _shows(character):
+    return character.isspace() or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
 
 
 def report_id(text):
@@ -73,6 +92,30 @@ def _read_model(path):
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot read the tokenizer ({error.strerror})") from None
+
+
+def _train_model(reports, vocabulary_size, character_coverage):
+    """Return the bytes of a sentencepiece model trained on normalised reports."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(reports),
+            model_writer=model,
+            vocab_size=vocabulary_size,
+            character_coverage=character_coverage,
+            **TRAINING,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if match := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+            raise ValueError(
+                f"vocabulary_size is {vocabulary_size}; these reports' characters alone need "
+                f"{match[1]} (or lower character_coverage)"
+            ) from error
+        raise ValueError(f"sentencepiece cannot train on these reports: {reason}") from error
+    return model.getvalue()
 
 
 class SentencePieceTokenizer:
@@ -112,8 +155,6 @@ class SentencePieceTokenizer:
         `vocabulary_size` is an upper limit: a small cohort gives fewer pieces. Raises ValueError
         when it is below what every vocabulary holds, or when there is no text.
         """
-        import sentencepiece
-
         if vocabulary_size <= FIXED_PIECES:
             raise ValueError(
                 f"vocabulary_size is {vocabulary_size}; write more than {FIXED_PIECES}, "
@@ -122,37 +163,11 @@ class SentencePieceTokenizer:
         reports = [report for report in map(normalise_report, texts) if report]
         if not reports:
             raise ValueError("a tokenizer needs at least one report that is not empty")
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(reports),
-                model_writer=model,
-                model_type="unigram",
-                vocab_size=vocabulary_size,
-                character_coverage=character_coverage,
-                hard_vocab_limit=False,
-                byte_fallback=True,
-                normalization_rule_name="nmt_nfkc_cf",
-                pad_id=PAD_ID,
-                unk_id=UNK_ID,
-                bos_id=CLS_ID,
-                eos_id=SEP_ID,
-                pad_piece="[PAD]",
-                unk_piece="[UNK]",
-                bos_piece="[CLS]",
-                eos_piece="[SEP]",
-                max_sentence_length=1 << 20,
-                num_threads=TRAINING_THREADS,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise ValueError(
-                f"sentencepiece cannot train: {' '.join(str(error).split())}"
-            ) from error
+        model = _train_model(reports, vocabulary_size, character_coverage)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".part")
-        temporary.write_bytes(model.getvalue())
+        temporary.write_bytes(model)
         os.replace(temporary, path)
         return cls(path)
 

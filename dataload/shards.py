@@ -5,6 +5,7 @@ bytes do not depend on the number of workers. Shard k holds what is left of the 
 split's patients. What cannot be used goes to rejects.csv, and the rest goes on.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -40,11 +41,15 @@ __all__ = ["BuildSummary", "ShardError", "ShardReader", "build_shards"]
 REJECTS_FILE = "rejects.csv"
 # patients in flight for each worker: enough to keep it busy, few enough to bound memory
 WINDOW_PER_WORKER = 4
+PATIENTS_PER_PROCESS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildSummary:
-    """What a build left behind; `rejects` counts the lines of rejects.csv."""
+    """What a build left behind.
+
+    `distinct_reports` is counted among the training patients, `rejects` are rejects.csv's lines.
+    """
 
     train: Path
     test: Path | None
@@ -68,7 +73,7 @@ class _Plan:
     patients_per_shard: int
     holdout: float
     seed: int
-    workers: int
+    workers: int | None
     max_reject_fraction: float
 
     def __post_init__(self):
@@ -80,7 +85,7 @@ class _Plan:
             raise ShardError(
                 f"max_reject_fraction is {self.max_reject_fraction}; write a share from 0 to 1"
             )
-        if self.workers < 1:
+        if self.workers is not None and self.workers < 1:
             raise ShardError(f"workers is {self.workers}; write 1 or more")
 
     def describe(self):
@@ -116,10 +121,10 @@ def build_shards(
     Photographs are cropped to the field of view where `crop`, shrunk (never enlarged) to
     `short_side` pixels and stored as baseline JPEG of `quality`. `holdout` is the share of
     patients set aside, drawn by a hash of (seed, patient_id), at least one. `workers` defaults to
-    the usable cores. `progress(done, total)` counts patients. A set that was built from the same
-    files with the same settings is kept. Returns a BuildSummary. Raises ManifestError when the
-    manifest holds nobody; ShardError when more than `max_reject_fraction` of the photographs
-    named cannot be used, no patient is left, or `output` holds another manifest's shards.
+    the usable cores (fewer for a small cohort). `progress(done, total)` counts patients. A set
+    built from the same files with the same settings is kept. Returns a BuildSummary. Raises
+    ManifestError when the manifest holds nobody; ShardError when more than `max_reject_fraction`
+    of the photographs cannot be used, nobody is left, or `output` holds another manifest's set.
     """
     plan = _Plan(
         manifest=Path(manifest),
@@ -129,22 +134,26 @@ def build_shards(
         patients_per_shard=patients_per_shard,
         holdout=holdout,
         seed=seed,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers,
         max_reject_fraction=max_reject_fraction,
     )
+    return _carry_out(plan, progress)
+
+
+def _carry_out(plan, progress):
     contents = read_manifest(plan.manifest, keep_columns=plan.keep_columns)
-    source = _source_hash(plan, contents)
-    splits = _split(plan, contents.records)
     try:
-        if _is_current(plan, splits, source):
-            return _summarise(plan, splits, reused=True)
-        _clear(plan)
-        _build(plan, contents, splits, source, progress)
+        source = _source_hash(plan, contents)
+        splits = _split(plan, contents.records)
+        reused = _is_current(plan, splits, source)
+        if not reused:
+            _clear(plan)
+            _build(plan, contents, splits, source, progress)
     except OSError as error:
         raise ShardError(
-            f"{error.filename or plan.output}: cannot write the shards ({error.strerror})"
+            f"{error.filename or plan.output}: cannot build the shards ({error.strerror})"
         ) from error
-    return _summarise(plan, splits, reused=False)
+    return _summarise(plan, splits, reused=reused)
 
 
 def _source_hash(plan, contents):
@@ -227,11 +236,13 @@ def _build(plan, contents, splits, source, progress):
         folder.mkdir(parents=True, exist_ok=True)
         pack = _Pack(plan, folder)
         try:
-            for number, (record, results) in enumerate(_prepare_all(records, plan)):
-                pack.add(number, record, rejects.take(record, results))
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+            # closed at once when something fails here, so that no worker outlives the failure
+            with contextlib.closing(_prepare_all(records, plan)) as prepared:
+                for number, (record, results) in enumerate(prepared):
+                    pack.add(number, record, rejects.take(record, results))
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
             written[split] = pack.finish()
         except BaseException:
             pack.abandon()
@@ -267,7 +278,9 @@ def _prepare_patient(record, preparation):
 
 def _prepare_all(records, plan):
     """Yield (record, results) in order, prepared by worker processes a window ahead."""
-    workers = min(plan.workers, len(records))
+    # a process takes about as long to start as PATIENTS_PER_PROCESS patients to prepare
+    usable = min(len(os.sched_getaffinity(0)), -(-len(records) // PATIENTS_PER_PROCESS))
+    workers = min(plan.workers or usable, len(records))
     if workers == 1:
         for record in records:
             yield record, _prepare_patient(record, plan.preparation)
@@ -288,8 +301,8 @@ def _prepare_all(records, plan):
             yield first, future.result()
     except BrokenProcessPool as error:
         raise ShardError(
-            f"{plan.output}: a worker process died, for lack of memory perhaps; "
-            f"use fewer than {workers} workers"
+            f"{plan.output}: a worker process died; if memory ran out use fewer than {workers} "
+            "workers, and start builds from a module with a __main__ guard"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
@@ -334,14 +347,6 @@ class _Pack:
 
 def _summarise(plan, splits, *, reused):
     infos = {split: read_info(plan.output / split) for split in splits}
-    ids = set()
-    for split in splits:
-        reader = ShardReader(plan.output / split)
-        ids |= {
-            examination.report_id
-            for index in range(len(reader))
-            for examination in reader.patient(index).examinations
-        }
     rejects = plan.output / REJECTS_FILE
     lines = 0
     if rejects.exists():
@@ -353,7 +358,7 @@ def _summarise(plan, splits, *, reused):
         train_patients=infos["train"].patients,
         test_patients=infos["test"].patients if "test" in splits else 0,
         photographs=sum(sum(info.photographs.values()) for info in infos.values()),
-        distinct_reports=len(ids),
+        distinct_reports=infos["train"].reports["distinct"],
         rejects=lines,
         rejects_file=rejects,
         reused=reused,
