@@ -16,7 +16,7 @@ _COUNTS = {
     "drusen": {"few": (6, 10), "several": (14, 22), "many": (32, 48)},
 }
 # clusters of exudates, and bits per cluster
-_CLUSTERS = {"few": (1, 5, 8), "several": (2, 7, 11), "many": (4, 8, 14)}
+_CLUSTERS = {"few": (1, 7, 11), "several": (2, 9, 14), "many": (4, 10, 17)}
 _DIAGONALS = {
     "superotemporal": (-1.0, -1.0),
     "inferotemporal": (-1.0, 1.0),
@@ -37,15 +37,16 @@ def draw_dark_lesions(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) ->
     low, high = _COUNTS[finding.name][finding.severity]
     centres = _places(rng, finding, view, int(rng.integers(low, high + 1)), spacing=0.045)
     for centre in centres:
-        density = int(rng.integers(215, 256))
+        density = int(rng.integers(205, 256))
         if finding.name == "microaneurysms":
             _disc(draw, view, centre, rng.uniform(0.011, 0.016), density)
         elif rng.random() < 0.35:
             _flame(draw, rng, view, centre, density)
         else:
             diameter = rng.uniform(0.019, 0.034)
-            _blot(draw, rng, view, centre, 1.15 * diameter, 0.3, density // 2)
-            _blot(draw, rng, view, centre, diameter, 0.25, density)
+            # thinner towards its border
+            for share, depth in ((1.2, 0.45), (1.0, 0.8), (0.75, 1.0)):
+                _blot(draw, rng, view, centre, share * diameter, 0.22, int(depth * density))
 
 
 def draw_exudates(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) -> None:
@@ -62,7 +63,8 @@ def draw_exudates(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) -> Non
         offsets = np.stack((radii * np.cos(angles), radii * np.sin(angles)), axis=1)
         for bit in centre + offsets:
             opacity = int(rng.integers(210, 256))
-            _blot(draw, rng, view, bit, 0.007 + 0.013 * rng.random(), 0.35, opacity)
+            diameter = 0.006 + 0.014 * rng.random() ** 1.5
+            _blot(draw, rng, view, bit, diameter, 0.35, opacity)
 
 
 def draw_drusen(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) -> None:
@@ -127,9 +129,9 @@ def _flame(draw, rng, view, centre, density):
     along = along / np.hypot(*along)
     across = np.array((-along[1], along[0]))
     length = rng.uniform(0.055, 0.08)
-    width = max(2, round(0.008 * view.radius * view.oversampling))
-    for offset in np.linspace(-0.013, 0.013, 5):
+    width = max(2, round(0.009 * view.radius * view.oversampling))
+    for offset in rng.permutation(np.linspace(-0.014, 0.014, 6)):
         middle = centre + across * offset + along * rng.normal(0.0, 0.01)
         reach = along * length * rng.uniform(0.3, 0.55)
         line = view.pixels(np.stack((middle - reach, middle + reach))) * view.oversampling
-        draw.line(line.ravel().tolist(), fill=density, width=width)
+        draw.line(line.ravel().tolist(), fill=int(density * rng.uniform(0.65, 1.0)), width=width)

@@ -16,7 +16,7 @@ from dataload.synthetic_lesions import draw_dark_lesions, draw_drusen, draw_exud
 from dataload.synthetic_vessels import grow_vessels
 
 # how strongly blood absorbs red, green and blue at full density; red grows with its square
-_BLOOD = (0.34, 0.98, 0.85)
+_BLOOD = (0.54, 1.36, 1.15)
 _CHOROID = (0.13, 0.27, 0.24)
 _EXUDATE = (0.97, 0.83, 0.46)
 _DRUSEN = (0.96, 0.66, 0.30)
@@ -166,7 +166,7 @@ def _blend(planes, opacity, colour):
 def _blend_disc(planes, view, cupping, rng, blur):
     """Blends the optic disc: scleral crescent, rim, cup, from the outside in."""
     size = rng.uniform(0.128, 0.15)
-    ratio = rng.uniform(0.22, 0.4)
+    ratio = rng.uniform(0.26, 0.42)
     if cupping:
         ratio = cupping.cup_to_disc
     window, u, v = _disc_window(view, size)
@@ -180,8 +180,11 @@ def _blend_disc(planes, view, cupping, rng, blur):
     soft = 0.08 + 0.10 * (1 - temporal) + 1.2 * blur / (size * view.radius)
     crescent = rng.choice((0.0, rng.uniform(0.2, 0.6))) * temporal**2
     _blend(parts, crescent * _edge(distance, rng.uniform(1.1, 1.22), 0.12), (0.90, 0.55, 0.32))
-    _blend(parts, 0.35 * temporal * _edge(np.abs(distance - 1.1), 0.04, 0.1), (0.3, 0.1, 0.06))
-    rim = np.array((0.90, 0.47, 0.25)) * rng.uniform((0.97, 0.92, 0.85), (1.02, 1.1, 1.15))
+    pigment = rng.choice((0.0, rng.uniform(0.15, 0.4))) * temporal**2
+    _blend(parts, pigment * _edge(np.abs(distance - 1.12), 0.04, 0.08), (0.3, 0.1, 0.06))
+    # paler than this patient's retina, however light that is
+    around = np.array([part.mean() for part in parts]) * (1.1, 1.7, 1.7)
+    rim = 0.5 * around + (0.45, 0.27, 0.16) * rng.uniform((0.95, 0.92, 0.85), (1.05, 1.1, 1.15))
     _blend(parts, (0.6 + 0.3 * temporal) * _edge(distance, 1.0, soft), rim)
     shift = 0.06 if cupping else 0.03
     cup = np.hypot(u + shift, (v - 0.02) * (0.94 if cupping else 1.0)) / ratio
@@ -234,7 +237,7 @@ def _draw_vessels(draw, view, generation, vein):
     points = points.reshape(shape[0], 2 * shape[1]).tolist()
     pixels = view.radius * view.oversampling
     widths = np.maximum(1, np.rint(generation.widths[chosen] * pixels)).astype(int)
-    depth = 210 if vein else 150
+    depth = 150 if vein else 107
     depths = depth * np.clip(0.45 + generation.widths[chosen] / 0.018, 0.0, 1.0)
     changes = np.diff(widths, axis=1) != 0
     for vessel, count in enumerate(generation.counts[chosen].tolist()):

@@ -43,7 +43,7 @@ def grow_vessels(rng: np.random.Generator, disc: np.ndarray) -> list[Generation]
     Returns:
         The arcades first, then the vessels of the disc's edge, then branches of growing order.
     """
-    tortuosity = rng.uniform(0.5, 1.5)
+    tortuosity = rng.uniform(0.4, 1.15)
     arcades = _arcades(rng, disc, tortuosity)
     generations = [arcades, _disc_vessels(rng, disc, tortuosity)]
     parents = arcades
@@ -103,7 +103,7 @@ def _disc_vessels(rng, disc, tortuosity):
     """Small vessels that leave the disc's edge: towards the macula and the nasal retina."""
     headings = np.concatenate((np.pi + rng.uniform(-0.8, 0.8, 4), rng.uniform(-1.0, 1.0, 3)))
     count = len(headings)
-    starts = disc + 0.05 * np.stack((np.cos(headings), np.sin(headings)), axis=1)
+    starts = disc + (0.015, 0.0) + 0.01 * np.stack((np.cos(headings), np.sin(headings)), axis=1)
     return _march(
         rng,
         starts,
@@ -137,7 +137,7 @@ def _branches(rng, parents, disc, order, per_vessel, length, tortuosity):
         widths=parents.widths[owner, index] * rng.uniform(0.48, 0.72, len(owner)),
         veins=parents.veins[owner],
         disc=disc,
-        tortuosity=tortuosity * (1.0 + 0.15 * order),
+        tortuosity=tortuosity * (1.0 + 0.12 * order),
     )
 
 
@@ -148,7 +148,7 @@ def _march(rng, starts, headings, *, forks, lengths, widths, veins, disc, tortuo
     way = _STEP * np.arange(shape[1])
     # a branch leaves at a wide angle and bends back towards its parent's course
     angles = headings[:, None] + forks[:, None] * (0.55 + 0.45 * np.exp(-way / 0.1))
-    for length, swing in ((0.6, 0.42), (0.27, 0.26), (0.13, 0.16)):
+    for length, swing in ((0.7, 0.36), (0.3, 0.22), (0.13, 0.14)):
         size = tortuosity * swing * rng.normal(size=(len(starts), 1))
         phase = rng.uniform(0.0, 2 * np.pi, (len(starts), 1))
         angles += size * (np.sin(2 * np.pi / length * way + phase) - np.sin(phase))
@@ -165,6 +165,6 @@ def _march(rng, starts, headings, *, forks, lengths, widths, veins, disc, tortuo
     return Generation(
         points=points,
         counts=np.where(counts >= 3, counts, 0),
-        widths=widths[:, None] * (1.0 - 0.6 * np.minimum(place, 1.0)),
+        widths=widths[:, None] * (1.0 - 0.68 * np.minimum(place, 1.0)),
         veins=veins,
     )
