@@ -16,6 +16,7 @@ EYES = ("left", "right", "unknown")
 # the field's own names for the two eyes: oculus sinister, oculus dexter
 EYE_NAMES = {"l": "left", "os": "left", "r": "right", "od": "right", "": "unknown"}
 EYE_NAMES |= {eye: eye for eye in EYES}
+COLUMNS = ("patient_id", "exam_id", "left", "right", "image", "eye", "report")
 CHUNK = 1 << 20
 FIELD_LIMIT = 1 << 20
 
@@ -159,7 +160,7 @@ def _csv_rows(file, path, keep_columns):
         reader = csv.reader(file, delimiter=delimiter)
         columns = [name.strip().casefold() for name in next(reader, [])]
         _check_columns(path, columns, keep_columns)
-        for name in {"patient_id", "report", "left", "right", *keep_columns}:
+        for name in (*COLUMNS, *map(str.casefold, keep_columns)):
             if columns.count(name) > 1:
                 raise ManifestError(f"{path}: has two columns named {name}; keep one")
         while True:
