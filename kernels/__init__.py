@@ -1,1 +1,5 @@
 """The tripartite contrastive loss: its definition, its fast forms, its distributed form."""
+
+from kernels.tripartite import TripartiteLoss, tripartite_loss
+
+__all__ = ["TripartiteLoss", "tripartite_loss"]

@@ -1,0 +1,171 @@
+"""The public tripartite loss: checks its arguments and chooses a backend.
+
+Levels are `left`, `right` and `patient` in RET-CLIP (arXiv:2405.14137), always in this order; any
+number of levels works, one level is CLIP's loss. The definition is in reference.py; chunked.py
+computes the same in bounded memory.
+
+Shapes: K levels, B patients in the local batch, W ranks, D features.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from kernels.backend import resolve_backend
+from kernels.chunked import chunked_levels
+from kernels.distributed import Ranks, gather_with_gradient
+from kernels.reference import reference_levels
+
+SAME_REPORT = ("negative", "ignore", "positive")
+FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SCALE_DTYPES = (torch.float32, torch.float64)
+
+
+class TripartiteLoss(NamedTuple):
+    """`total`, a scalar, is the sum of `levels`, (K,): float32, or float64 for such features."""
+
+    total: torch.Tensor
+    levels: torch.Tensor
+
+
+def tripartite_loss(
+    image,
+    text,
+    logit_scale,
+    *,
+    present=None,
+    report_id=None,
+    same_report="negative",
+    group=None,
+    backend="auto",
+    workspace_bytes=None,
+):
+    """Return the symmetric contrastive loss of every level and their sum.
+
+    Each level is the mean over present patients of (cross-entropy over rows + cross-entropy over
+    columns) / 2; a level that nobody has is 0 and sends no gradient. Gradients flow to `image`,
+    `text` and `logit_scale`.
+
+    - `image`, `text`: (K, B, D) float32, bfloat16, float16 or float64, rows L2-normalised; D a
+      multiple of 16 up to 1024.
+    - `logit_scale`: (K,) float32 or float64, already exponentiated, in (0, 100].
+    - `present`: (K, B) bool; False takes a patient out of a level, image row and text column alike,
+      whatever they hold.
+    - `report_id`: (B,) int64; equal ids are the same report. `same_report` says what such pairs
+      are: "negative" like any other (the paper), "ignore" left out of the denominators, "positive"
+      sharing the target evenly.
+    - `group`: a torch.distributed process group. Rows are this rank's, columns every rank's; B, the
+      levels and which of the optional arguments are given must be equal on all ranks, and each must
+      call backward with the same upstream gradient. Every rank gets the loss of the global batch.
+      Feature gradients are W times that loss's (the gradient of `logit_scale` is complete on each
+      rank), so that parameter gradients averaged over ranks are exactly its gradient.
+    - `backend`: "auto", "torch" (any device, bounded memory, no second derivatives: they raise
+      RuntimeError) or "reference" (the definition, O(B^2) memory).
+    - `workspace_bytes`: bound on the "torch" backend's temporary tiles; None is 32 MiB on a CPU and
+      512 MiB elsewhere. Beyond it stand the O(B) statistics, in half precision float32 gradients of
+      one level, with `group` one level's gathered text and its gradient. "reference" takes what it
+      needs.
+
+    Returns TripartiteLoss(total, levels). Raises ValueError for a wrong shape, dtype, device or
+    option, naming it.
+    """
+    backend = resolve_backend(backend)
+    _check_features(image, text, logit_scale)
+    _check_masks(image, present, report_id, same_report)
+    _check_workspace(workspace_bytes)
+    ranks = _ranks(group)
+    if same_report == "negative":
+        report_id = None
+    masks = {"present": present, "report_id": report_id, "same_report": same_report}
+    if ranks.size > 1:
+        masks.update(_gathered(present, report_id, ranks))
+    if backend == "reference":
+        image, text = (_gathered_features(part, ranks) for part in (image, text))
+        levels = reference_levels(image, text, logit_scale, **masks)
+    else:
+        levels = chunked_levels(
+            image, text, logit_scale, ranks=ranks, workspace_bytes=workspace_bytes, **masks
+        )
+    return TripartiteLoss(total=levels.sum(), levels=levels)
+
+
+def _ranks(group):
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise ValueError(
+            f"group is {group!r}; expected a torch.distributed process group that holds this rank"
+        )
+    return Ranks(group)
+
+
+def _gathered(present, report_id, ranks):
+    """The masks of the global batch: (K, W * B) and (W * B,)."""
+    if present is not None:
+        present = ranks.gather(present.T).T
+    return {
+        "present": present,
+        "report_id": None if report_id is None else ranks.gather(report_id),
+    }
+
+
+def _gathered_features(part, ranks):
+    """(K, W * B, D) with gradient; widened first, so that gradients are summed in float32."""
+    if ranks.size == 1:
+        return part
+    wide = part if part.dtype == torch.float64 else part.float()
+    return gather_with_gradient(wide.transpose(0, 1), ranks).transpose(0, 1)
+
+
+def _describe(value):
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+
+
+def _check_tensor(name, value, shape, dtypes, device):
+    """Raise ValueError unless `value` is a tensor of that shape, dtype and device."""
+    fits = isinstance(value, torch.Tensor) and value.dtype in dtypes and value.device == device
+    if not fits or tuple(value.shape) != tuple(shape):
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(
+            f"{name} is {_describe(value)}; expected {tuple(shape)} {names} on {device}"
+        )
+
+
+def _check_features(image, text, logit_scale):
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FEATURE_DTYPES)
+    if not isinstance(image, torch.Tensor) or image.dtype not in FEATURE_DTYPES:
+        raise ValueError(
+            f"image is {_describe(image)}; expected (levels, patients, features) of {names}"
+        )
+    if image.ndim != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image is {_describe(image)}; expected (levels, patients, features), none 0"
+        )
+    features = image.shape[2]
+    if features % 16 or features > 1024:
+        raise ValueError(f"image has {features} features; expected a multiple of 16 up to 1024")
+    _check_tensor("text", text, image.shape, (image.dtype,), image.device)
+    _check_tensor("logit_scale", logit_scale, image.shape[:1], SCALE_DTYPES, image.device)
+
+
+def _check_masks(image, present, report_id, same_report):
+    if present is not None:
+        _check_tensor("present", present, image.shape[:2], (torch.bool,), image.device)
+    if report_id is not None:
+        _check_tensor("report_id", report_id, image.shape[1:2], (torch.int64,), image.device)
+    if same_report not in SAME_REPORT:
+        raise ValueError(
+            f"same_report is {same_report!r}; expected one of {', '.join(SAME_REPORT)}"
+        )
+    if same_report != "negative" and report_id is None:
+        raise ValueError(f'same_report="{same_report}" needs report_id, ({image.shape[1]},) int64')
+
+
+def _check_workspace(workspace_bytes):
+    if workspace_bytes is None:
+        return
+    if not isinstance(workspace_bytes, int) or workspace_bytes <= 0:
+        raise ValueError(
+            f"workspace_bytes is {workspace_bytes!r}; expected a number of bytes above 0, or None"
+        )
