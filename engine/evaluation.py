@@ -76,7 +76,7 @@ class Evaluation:
         }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed(model, loader, device="cpu", progress=None) -> Embeddings:
     """Encode every patient of a loader; padding patients are left out.
 
@@ -139,9 +139,13 @@ def evaluate(
         batch_size=min(config.evaluation.batch_size, len(reader)),
         training=False,
         device=device,
-        **loader_settings(config),
+        # one pass: nothing decoded is needed again
+        **(loader_settings(config) | {"cache_decoded": False}),
     )
-    embeddings = embed(model, loader, device, progress)
+    try:
+        embeddings = embed(model, loader, device, progress)
+    finally:
+        loader.close()
     encode = prompt_encoder(model, tokenizer, config.data.context_length, device)
     scale = model.logit_scale.detach().float().exp().cpu()
     return _measure(embeddings, scale, encode, reader, config), embeddings
@@ -189,7 +193,7 @@ def examinations_of(embeddings: Embeddings, reader) -> list:
 def prompt_encoder(model, tokenizer, context_length, device="cpu"):
     """Return a function from P texts to unit features (3, P, D) float32 on the CPU."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(texts):
         was_training = model.training
         model.eval()

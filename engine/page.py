@@ -18,11 +18,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dataload.shards import ShardReader
 from engine.evaluation import Embeddings, Evaluation, examinations_of, percent
 from engine.model import LEVELS
-from engine.page_figures import auroc_figure, loss_figure, roc_figure, similarity_figure
+from engine.page_figures import (
+    auroc_figure,
+    loss_figure,
+    recall_figure,
+    roc_figure,
+    similarity_figure,
+)
 from engine.page_gallery import choose_examples
-from engine.retrieval import KS
+from engine.retrieval import KS, distinct_patients, recall_at_k
 from engine.zeroshot import FROM_REPORTS, mean_auroc
 
+WAYS = {"image_to_text": "photographs → report", "text_to_image": "report → photographs"}
+# numbers of answers at which the curve of recall is drawn
+_CURVE_KS = (1, 2, 3, 5, 10, 20, 50, 100)
 # patients in the similarity matrix: each still has a few pixels
 _MATRIX = 120
 # characters of a retrieved report; the own one is shown whole
@@ -172,11 +181,10 @@ def duration(seconds: float) -> str:
 
 
 def _retrieval_rows(evaluation):
-    ways = {"image_to_text": "Photographs find the report", "text_to_image": "Report finds them"}
     return [
         {"pool": pool, "way": name, "found": getattr(evaluation.retrieval[pool], way)}
         for pool in ("distinct", "all")
-        for way, name in ways.items()
+        for way, name in WAYS.items()
     ]
 
 
@@ -185,7 +193,8 @@ def _counts(evaluation):
 
 
 def _figures(evaluation, embeddings, log, recipe):
-    figures = dict.fromkeys(("loss", "similarity", "auroc", "roc"))
+    figures = dict.fromkeys(("loss", "recall", "similarity", "auroc", "roc"))
+    figures["recall"] = _recall_figure(evaluation, embeddings)
     if log is not None:
         batch = recipe.get("training.batch_size")
         is_global = recipe.get("loss.negatives") == "global"
@@ -200,6 +209,23 @@ def _figures(evaluation, embeddings, log, recipe):
         shown = {name: flags[patients] for name, flags in findings.items()}
         figures["similarity"] = similarity_figure(similarity.numpy(), shown)
     return figures
+
+
+def _recall_figure(evaluation, embeddings):
+    level = LEVELS.index("patient")
+    keep = distinct_patients(embeddings.report_id, evaluation.present[level])
+    ks = tuple(k for k in _CURVE_KS if k <= len(keep))
+    if len(ks) < 3:
+        return None
+    found = recall_at_k(
+        embeddings.image[level, keep],
+        embeddings.text[level, keep],
+        embeddings.report_id[keep],
+        keep >= 0,
+        ks,
+    )
+    curves = {name: getattr(found, way).recall for way, name in WAYS.items()}
+    return recall_figure(curves, found.image_to_text.chance)
 
 
 def matrix_order(evaluation: Evaluation, embeddings: Embeddings):

@@ -112,6 +112,32 @@ def _curve(axes, step, values, colour, style, label):
     axes.plot(step, mean, color=colour, linestyle=style, linewidth=1.5, label=label)
 
 
+def recall_figure(curves: dict[str, dict[int, float]], chance: dict[int, float]) -> str:
+    """Share of queries whose own answer is among the first k, over k, beside chance.
+
+    curves: by direction, recall in 0..1 by k; chance: by k.
+    """
+
+    def draw(figure):
+        axes = figure.subplots()
+        for (name, curve), (colour, style) in zip(curves.items(), _CURVES, strict=False):
+            shares = [100 * share for share in curve.values()]
+            axes.plot(list(curve), shares, color=colour, linestyle=style, label=name, marker=".")
+        shares = [100 * share for share in chance.values()]
+        axes.plot(list(chance), shares, color=MUTED, linestyle=(0, (1, 2)), label="chance")
+        axes.set_xscale("log")
+        axes.set_xticks(list(chance), [f"{k}" for k in chance])
+        axes.minorticks_off()
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("first k answers")
+        axes.set_ylabel("own one is among them (%)")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.legend(loc="best", handlelength=2.6)
+
+    return _figure(4.4, "recall", draw)
+
+
 def similarity_figure(similarity: np.ndarray, findings: dict[str, np.ndarray]) -> str:
     """Matrix of cosines: photographs of each patient in rows, reports of each in columns.
 
@@ -123,7 +149,11 @@ def similarity_figure(similarity: np.ndarray, findings: dict[str, np.ndarray]) -
         count = max(1, len(findings))
         widths = (0.05 * count, 1) if findings else (0.001, 1)
         strip, matrix = figure.subplots(1, 2, width_ratios=widths)
-        shown = matrix.imshow(similarity, cmap=_SIMILARITY, interpolation="nearest")
+        # single extremes would wash out the rest
+        low, high = np.quantile(similarity, (0.01, 0.995))
+        shown = matrix.imshow(
+            similarity, cmap=_SIMILARITY, interpolation="nearest", vmin=low, vmax=high
+        )
         matrix.set_xlabel("reports")
         matrix.xaxis.set_label_position("top")
         for axes in (strip, matrix):
@@ -158,7 +188,14 @@ def auroc_figure(results) -> str:
         axes = figure.subplots()
         places = np.arange(len(results))[::-1]
         axes.axvline(0.5, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
-        axes.text(0.5, len(results) - 0.42, "chance", ha="center", color=MUTED, fontsize=8)
+        axes.annotate(
+            "chance",
+            (0.5, len(results) - 0.42),
+            ha="center",
+            color=MUTED,
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+        )
         for place, result in zip(places, results, strict=True):
             if result.auroc is None:
                 axes.text(0.52, place, "not measured", va="center", color=MUTED)
@@ -184,7 +221,9 @@ def auroc_figure(results) -> str:
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
 
-    return _figure(0.9 + 0.48 * len(results), "auroc", draw)
+    # as high as the ROC curves beside it, unless there are very few findings or many
+    height = 0.9 + 0.48 * len(results)
+    return _figure(height if len(results) < 3 else max(4.0, height), "auroc", draw)
 
 
 def roc_figure(results) -> str:
@@ -208,4 +247,4 @@ def roc_figure(results) -> str:
         axes.set_axisbelow(True)
         axes.legend(loc="lower right", handlelength=2.6, title="finding (AUROC)")
 
-    return _figure(4.4, "roc", draw)
+    return _figure(4.3, "roc", draw)
