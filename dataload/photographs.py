@@ -15,8 +15,9 @@ from dataload.fundus import field_of_grid, grid_step
 
 # raise it whenever the bytes written for the same file may change
 PREPARATION_VERSION = 1
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP")
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
 NEEDED = "JPEG, PNG, TIFF or BMP is needed"
+SIGNATURES = (("JPEG", b"\xff\xd8"), ("PNG", b"\x89PNG"), ("TIFF", b"II*"), ("TIFF", b"MM\0"))
 MIN_SIDE = 32
 # 16-bit full scale over 8-bit full scale
 SIXTEEN_TO_EIGHT = 257
@@ -128,8 +129,9 @@ def _what_it_is(path):
         return "is empty (0 bytes)"
     if head.startswith(b"GIF8"):
         return f"is a GIF; {NEEDED}"
-    if head.startswith(b"\xff\xd8"):
-        return "is a JPEG with a broken header"
+    for name, signature in SIGNATURES:
+        if head.startswith(signature):
+            return f"is a {name} with a broken header"
     return f"is not an image; {NEEDED}"
 
 
