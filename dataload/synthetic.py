@@ -22,7 +22,7 @@ from dataload.synthetic_render import encode_photograph
 from dataload.synthetic_reports import LANGUAGES, write_report
 
 # part of cohort.json: raise it whenever the same arguments give other photographs or reports
-COHORT_VERSION = 3
+COHORT_VERSION = 4
 _MARKER = "cohort.json"
 _MANIFEST = "patients.csv"
 _PHOTO_NAME = re.compile(r"P\d{6,}_(left|right)\.jpg(\.part)?")
@@ -188,7 +188,7 @@ def _render_patients(task):
 def _write_manifest(manifest, rows):
     part = manifest.with_name(manifest.name + ".part")
     with part.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     part.replace(manifest)
