@@ -71,7 +71,8 @@ def _judge_base(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             True,
             f"this is Python {version}, {_dotted(MINIMUM_PYTHON)} or newer is needed: "
-            "apt install python3 python3-venv (Debian 12, Ubuntu 24.04 and newer)",
+            "apt install python3 python3-venv (Debian 12, Ubuntu 24.04 and newer); "
+            "`make setup PYTHON=...` takes another interpreter",
         )
     elif not machine.venv:
         yield Finding(
