@@ -130,7 +130,7 @@ def draw_camera(rng: np.random.Generator) -> Camera:
 
 def upsample(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Enlarges a float32 plane (h, w) to `size` (width, height), bilinearly."""
-    return np.asarray(Image.fromarray(plane, "F").resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR))
 
 
 def noise_tile(rng: np.random.Generator, size: tuple[int, int], *, kind: str) -> np.ndarray:
@@ -190,12 +190,12 @@ def expose(
         pixels += veil * np.float32(tint[channel])
         # a shoulder before clipping, as cameras have
         pixels *= np.float32(1.08) - np.float32(0.12) * pixels * pixels
-        pixels += noise
+        # one piece of noise, mirrored differently for every channel
+        pixels += (noise, noise[:, ::-1], noise[::-1])[channel]
         pixels *= field
         np.clip(pixels, surround[channel] / 255, 1.0, out=pixels)
         pixels *= 255
-        bands.append(Image.fromarray(pixels.astype(np.uint8), "L"))
-        noise = noise[:, ::-1]
+        bands.append(Image.fromarray(pixels.astype(np.uint8)))
     frame = Image.new("RGB", (camera.width, camera.height), tuple(surround))
     frame.paste(Image.merge("RGB", bands), view.corner)
     return np.asarray(frame)

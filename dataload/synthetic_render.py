@@ -35,7 +35,7 @@ _FUNDI = np.array(
 # of red, green and blue: absorption by macular pigment and by the fovea, gain by the sheen of
 # nerve fibres and by clouds of uneven pigment
 _TISSUE = ((0.20, 0.14, 0.06, 0.05), (0.42, 0.40, 0.20, 0.09), (0.45, 0.25, 0.28, 0.10))
-_STREAMS = ("camera", "view", "retina", "disc", "vessels", "lesions", "exposure", "pigment")
+_STREAMS = ("focus", "view", "retina", "disc", "vessels", "exposure")
 
 
 def render_photograph(
@@ -68,7 +68,7 @@ def _render(findings, eye, seed, patient):
     }
     camera = draw_camera(shared[0])
     view = View(camera, streams["view"], eye=eye)
-    blur = streams["camera"].uniform(0.3, 1.1) * view.radius / 300
+    blur = streams["focus"].uniform(0.3, 1.1) * view.radius / 300
     reflectance = _retina(view, shared[1], streams["retina"])
     named = {finding.name: finding for finding in findings}
     lesions = {
@@ -121,7 +121,7 @@ def _clouds(rng, shape):
     total = np.zeros(shape, dtype=np.float32)
     for cells, weight in ((3, 1.0), (6, 0.6), (12, 0.4)):
         coarse = rng.standard_normal((cells, cells), dtype=np.float32)
-        resized = Image.fromarray(coarse, "F").resize(shape[::-1], Image.Resampling.BICUBIC)
+        resized = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
         total += weight * np.asarray(resized)
     return total
 
