@@ -27,7 +27,7 @@ from engine.page_figures import (
 )
 from engine.page_gallery import choose_examples
 from engine.retrieval import KS, distinct_patients, recall_at_k
-from engine.zeroshot import FROM_REPORTS, mean_auroc
+from engine.zeroshot import FROM_REPORTS, fill_eye, mean_auroc
 
 WAYS = {"image_to_text": "photographs → report", "text_to_image": "report → photographs"}
 # numbers of answers at which the curve of recall is drawn
@@ -76,6 +76,8 @@ def write_page(
         levels=LEVELS,
         ks=KS,
         headline=_headline(evaluation),
+        measured=sum(result.auroc is not None for result in evaluation.zero_shot),
+        question=_question(config_summary),
         warnings=_warnings(evaluation),
         training=_training(log, facts),
         retrieval=_retrieval_rows(evaluation),
@@ -137,6 +139,15 @@ def _headline(evaluation):
     if recall is not None and chance < 0.5:
         times = f"{recall / chance:.1f}" if recall / chance < 10 else f"{recall / chance:.0f}"
     return {"recall": recall, "chance": chance, "times": times, "candidates": found.size}
+
+
+def _question(config_summary):
+    """The first finding's first prompts as asked about a left eye, or None."""
+    findings = config_summary.get("evaluation", {}).get("findings") or [{}]
+    prompts = [findings[0].get(side) for side in ("positive", "negative")]
+    if not all(prompts):
+        return None
+    return [fill_eye(some[0], "left").rstrip(".。") for some in prompts]
 
 
 def _warnings(evaluation):
@@ -269,7 +280,7 @@ def _language(text):
 
 
 def _number(value, digits=2):
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "\u2212")
 
 
 def _value(value):

@@ -55,6 +55,7 @@ class Example:
 
     patient_id: str
     level: str
+    one_eye: bool
     photographs: tuple[Photograph, ...]
     report: str
     rank: int
@@ -74,9 +75,8 @@ def choose_examples(embeddings, present, examinations, reader, findings) -> list
         findings: names whose label columns are shown beside the photographs.
     """
     candidates = distinct_patients(embeddings.report_id, present.any(dim=0))
-    both = distinct_patients(embeddings.report_id, present[LEVELS.index("patient")])
-    single = (present[0] ^ present[1]) & ~present[LEVELS.index("patient")]
-    alone = distinct_patients(embeddings.report_id, single)
+    both = _distinct_or_all(embeddings.report_id, present[0] & present[1])
+    alone = _distinct_or_all(embeddings.report_id, present[0] ^ present[1])
     ranked_both = _ranked(embeddings, present, both, candidates)
     ranked_alone = _ranked(embeddings, present, alone, candidates)
     chosen = _equal_steps(ranked_both, EXAMPLES - bool(ranked_alone))
@@ -86,6 +86,12 @@ def choose_examples(embeddings, present, examinations, reader, findings) -> list
         _example(embeddings, present, examinations, reader, findings, candidates, patient, rank)
         for rank, patient in sorted(chosen)
     ]
+
+
+def _distinct_or_all(report_id, eligible):
+    """Patients (M,) of distinct reports, or all where there are fewer than a gallery holds."""
+    distinct = distinct_patients(report_id, eligible)
+    return distinct if len(distinct) >= EXAMPLES else eligible.nonzero().flatten()
 
 
 def _level(present, patient):
@@ -128,6 +134,7 @@ def _example(embeddings, present, examinations, reader, findings, candidates, pa
     return Example(
         patient_id=reader.patient(int(embeddings.index[patient])).patient_id,
         level=LEVELS[level],
+        one_eye=bool(present[0, patient] != present[1, patient]),
         photographs=tuple(
             _photograph(reader, examination, eye, bool(present[row, patient]), findings)
             for row, eye in shown

@@ -173,8 +173,8 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path):
     assert "script" not in found.tags and "link" not in found.tags
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", page)
     assert all(found.alternatives)
-    # two eyes of eight patients less the one without, and five figures
-    assert len(found.addresses) == 2 * 6 + 1 + 5
+    # seven patients with both eyes, one with one, and five figures
+    assert len(found.addresses) == 2 * 7 + 1 + 5
     for address in found.addresses:
         kind, _, data = address.partition(";base64,")
         decoded = base64.b64decode(data, validate=True)
@@ -248,7 +248,12 @@ def test_examples_run_from_best_to_worst_with_the_single_eye_added():
     single = next(e for e in examples if e.level == "left")
     assert single.photographs[0].address is None
     assert single.photographs[0].missing == "not photographed"
-    assert single.photographs[1].findings == ("drusen",)
+    assert single.photographs[1].findings == ("drusen",) and single.one_eye
+    # where an eye stands in for its fellow, the patient level answers
+    present = embeddings.present_eyes
+    stand_in = torch.stack([present[0], present[1], present[0] | present[1]])
+    found = choose_examples(embeddings, stand_in, examinations, reader, ["drusen"])
+    assert [(e.patient_id, e.level) for e in found if e.one_eye] == [("T003", "patient")]
 
 
 def test_ranks_of_the_gallery_agree_with_recall():
