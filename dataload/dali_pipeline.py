@@ -64,23 +64,20 @@ def _process(images, job, settings):
     )
 
 
-_INPUTS = ("start", "end", "brightness", "contrast", "saturation", "mirror", "anchor", "extent")
+_INPUTS = ("start", "end", "mirror", "anchor", "extent")
+_COLOUR_INPUTS = ("brightness", "contrast", "saturation")
 
 
-def _inputs(job):
-    # color_twist computes B (128 + C (x - 128)): choose B and C so that it is gain x + offset
-    brightness = job.gain + job.offset / _DALI_CONTRAST_CENTRE
-    columns = {
-        "start": job.boxes[:, :2],
-        "end": job.boxes[:, 2:],
-        "brightness": brightness,
-        "contrast": job.gain / brightness,
-        "saturation": job.saturation,
-        "mirror": job.mirror,
-        "anchor": job.erase[:, :2],
-        "extent": job.erase[:, 2:],
-    }
-    return [job.data, *(np.ascontiguousarray(columns[name]) for name in _INPUTS)]
+def _inputs(job, settings):
+    """Return the arrays of M rows that vary from batch to batch, in the order of the names."""
+    arrays = [job.boxes[:, :2], job.boxes[:, 2:], job.mirror, job.erase[:, :2], job.erase[:, 2:]]
+    if settings.colour:
+        # color_twist computes B (128 + C (x - 128)): with these that is gain x + offset
+        brightness = job.gain + job.offset / _DALI_CONTRAST_CENTRE
+        # any B but zero does where gain and offset happen to cancel
+        brightness[brightness == 0] = 1e-6
+        arrays += [brightness, job.gain / brightness, job.saturation]
+    return [np.ascontiguousarray(array) for array in arrays]
 
 
 def _build(source, settings, *, batch, device_id, threads, prefetch, largest):
@@ -90,22 +87,23 @@ def _build(source, settings, *, batch, device_id, threads, prefetch, largest):
         batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch
     )
     def definition():
-        dtypes = [types.INT32 if name == "mirror" else types.FLOAT for name in _INPUTS]
+        names = _INPUTS + _COLOUR_INPUTS if settings.colour else _INPUTS
+        dtypes = [types.INT32 if name == "mirror" else types.FLOAT for name in names]
         data, *values = fn.external_source(
             source=source,
-            num_outputs=1 + len(_INPUTS),
+            num_outputs=1 + len(names),
             batch=True,
             # the arrays outlive the batch: DaliPipeline keeps the jobs that are under way
             no_copy=True,
             dtype=[types.UINT8, *dtypes],
-            layout=["" if settings.encoded else "HWC", *[""] * len(_INPUTS)],
+            layout=["" if settings.encoded else "HWC", *[""] * len(names)],
         )
         on_gpu = device_id is not None
         if settings.encoded:
             images = _decode(fn, data, on_gpu, largest)
         else:
             images = data.gpu() if on_gpu else data
-        return _process(images, dict(zip(_INPUTS, values, strict=True)), settings)
+        return _process(images, dict(zip(names, values, strict=True)), settings)
 
     pipeline = definition()
     pipeline.build()
@@ -177,8 +175,8 @@ class DaliPipeline:
         step = self._first + iteration
         if step >= self._last:
             raise StopIteration
-        self._jobs[step] = self._make_job(step)
-        return _inputs(self._jobs[step])
+        job = self._jobs[step] = self._make_job(step)
+        return [job.data, *_inputs(job, self.settings)]
 
     def _start(self, make_job, first, last):
         self._make_job, self._first, self._last = make_job, first, last
@@ -197,7 +195,7 @@ class DaliPipeline:
         return pipeline.run(torch.cuda.current_stream(self._device))
 
     def _broken(self, step):
-        if not self.settings.encoded:
+        if not self.settings.encoded or step not in self._jobs:
             return []
         decoder = _build_decoder(self._device_id)
         broken = []
@@ -225,8 +223,13 @@ class DaliPipeline:
                 raise DecodeFailures(step, broken) from error
             self._jobs.pop(step - 1, None)
             self._check_decoder()
+            if step == last - 1:
+                # before the last batch is handed out, after which nobody may ask again
+                self._put_away(pipeline)
             yield torch.from_dlpack(images.as_tensor())
-        # one run more meets the end of the source, without which reset() does nothing
+
+    def _put_away(self, pipeline):
+        # a run that meets the end of the source, without which reset() does nothing
         with suppress(StopIteration):
             pipeline.run()
         self._idle = pipeline

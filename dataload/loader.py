@@ -26,6 +26,7 @@ from dataload.image_job import CLIP_MEAN, CLIP_STD, DecodeFailures, ImageSetting
 from dataload.order import steps_per_epoch
 from dataload.patient_table import read_patient_table
 from dataload.photograph_source import PhotographSource
+from dataload.pillow_pipeline import PillowPipeline
 from dataload.shards import ShardReader
 
 BACKENDS = ("auto", "dali", "pillow")
@@ -142,13 +143,12 @@ class Loader:
         return batch.to(self._device)
 
     def close(self):
-        """Stop the pipeline's threads and let go of its memory."""
+        """Stop all threads and let go of the memory; the loader is of no use afterwards."""
         self._pipeline.close()
+        self._source.close()
 
 
 def _choose_backend(backend):
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}: give 'auto', 'dali' or 'pillow'")
     if backend != "auto":
         return backend
     # the parent first: asking for a submodule of what is not there raises
@@ -156,97 +156,112 @@ def _choose_backend(backend):
     return "dali" if has_dali else "pillow"
 
 
-def _build_pipeline(backend, settings, *, batch, device, threads, prefetch, largest):
-    if backend == "pillow":
-        from dataload.pillow_pipeline import PillowPipeline
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderSettings:
+    """The options of `build_loader`. ValueError names one that is impossible.
 
-        return PillowPipeline(settings, threads=threads, prefetch=prefetch)
+    `context_length` L tokens, `batch_size` B patients on this rank, `image_size` S pixels.
+    `training`: shuffled by (seed, epoch) and augmented (`augmentation` None: its defaults);
+    otherwise in order and untouched. `rank` of `world` processes. `interpolation` "bicubic" or
+    "linear"; `mean`, `std`: three numbers each, for values in [0, 1]. `backend` "dali", "pillow"
+    or "auto", which is DALI where it is installed. On a CUDA `device` DALI decodes on that GPU.
+    `threads` and `prefetch`: threads and batches ahead. `cache_decoded` keeps decoded photographs
+    in host memory: 3 bytes a pixel of the shard set, from the first epoch on.
+    """
+
+    context_length: int
+    batch_size: int
+    image_size: int
+    training: bool
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    augmentation: Augmentation | None = None
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    backend: str = "auto"
+    device: torch.device | str = "cpu"
+    threads: int = 2
+    cache_decoded: bool = False
+    prefetch: int = 2
+
+    def __post_init__(self):
+        for name in ("batch_size", "world", "threads", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number from 1")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(
+                f"rank is {self.rank}: give a number from 0 to {self.world - 1}, below world"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: give a whole number from 0")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend is {self.backend!r}: give 'auto', 'dali' or 'pillow'")
+
+    @property
+    def images(self):
+        """What of these the image pipelines need to know."""
+        return ImageSettings(
+            image_size=self.image_size,
+            interpolation=self.interpolation,
+            mean=tuple(self.mean),
+            std=tuple(self.std),
+            colour=self.training,
+            encoded=not self.cache_decoded,
+        )
+
+
+def _build_planner(settings, table, source):
+    augmentation = (settings.augmentation or Augmentation()) if settings.training else None
+    return Planner(
+        table,
+        source,
+        batch_size=settings.batch_size,
+        image_size=settings.image_size,
+        augmentation=augmentation,
+        seed=settings.seed,
+        rank=settings.rank,
+        world=settings.world,
+    )
+
+
+def _build_pipeline(settings, backend, table):
+    options = {"threads": settings.threads, "prefetch": settings.prefetch}
+    if backend == "pillow":
+        return PillowPipeline(settings.images, **options)
     from dataload.dali_pipeline import DaliPipeline
 
     return DaliPipeline(
-        settings, batch=batch, device=device, threads=threads, prefetch=prefetch, largest=largest
-    )
-
-
-def _check(batch_size, rank, world, threads, prefetch):
-    numbers = {"batch_size": batch_size, "world": world, "threads": threads, "prefetch": prefetch}
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}: give a whole number from 1")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank is {rank}: give a number from 0 to {world - 1}, below world")
-
-
-def build_loader(
-    shards: Path | str | ShardReader,
-    *,
-    tokenizer,
-    context_length: int,
-    batch_size: int,
-    image_size: int,
-    training: bool,
-    seed: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    augmentation: Augmentation | None = None,
-    interpolation: str = "bicubic",
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-    backend: str = "auto",
-    device="cpu",
-    threads: int = 2,
-    cache_decoded: bool = False,
-    prefetch: int = 2,
-) -> Loader:
-    """Return a Loader of a shard set's patients for one rank.
-
-    `batch_size` is B, the patients on this rank; `context_length` L and `image_size` S are the
-    batch's. `training`: shuffled by (seed, epoch) and augmented (`augmentation` None: the
-    defaults of Augmentation); otherwise in order and untouched. Both end with a batch filled up
-    with absent patients. `mean`, `std`: three numbers each, for values in [0, 1]. `backend`
-    "auto" is DALI where it is installed and Pillow elsewhere. On a CUDA `device` DALI decodes on
-    that GPU. `threads` and `prefetch` are threads and batches ahead. `cache_decoded` keeps
-    decoded photographs in host memory. ValueError names a setting that is impossible.
-    """
-    _check(batch_size, rank, world, threads, prefetch)
-    reader = ShardReader(Path(shards)) if isinstance(shards, (str, Path)) else shards
-    device, backend = torch.device(device), _choose_backend(backend)
-    settings = ImageSettings(
-        image_size=image_size,
-        interpolation=interpolation,
-        mean=tuple(mean),
-        std=tuple(std),
-        colour=training,
-        encoded=not cache_decoded,
-    )
-    table = read_patient_table(reader)
-    source = PhotographSource(reader, table, decoded=cache_decoded, threads=threads)
-    planner = Planner(
-        table,
-        source,
-        batch_size=batch_size,
-        image_size=image_size,
-        augmentation=(augmentation or Augmentation()) if training else None,
-        seed=seed,
-        rank=rank,
-        world=world,
-    )
-    pipeline = _build_pipeline(
-        backend,
-        settings,
-        batch=2 * batch_size,
-        device=device,
-        threads=threads,
-        prefetch=prefetch,
+        settings.images,
+        batch=2 * settings.batch_size,
+        device=torch.device(settings.device),
         largest=table.largest,
+        **options,
+    )
+
+
+def build_loader(shards: Path | str | ShardReader, *, tokenizer, **options) -> Loader:
+    """Return the Loader of a shard set's patients for one rank.
+
+    `shards` is the folder of a shard set or its reader, `tokenizer` anything with the `encode`
+    of dataload.reports; `options` are the fields of LoaderSettings. ShardError (a ValueError) if
+    the folder holds no shard set; ValueError for impossible options.
+    """
+    settings = LoaderSettings(**options)
+    reader = ShardReader(Path(shards)) if isinstance(shards, (str, Path)) else shards
+    backend = _choose_backend(settings.backend)
+    table = read_patient_table(reader)
+    source = PhotographSource(
+        reader, table, decoded=settings.cache_decoded, threads=settings.threads
     )
     return Loader(
         table=table,
-        planner=planner,
+        planner=_build_planner(settings, table, source),
         source=source,
-        pipeline=pipeline,
-        tokens=ReportTokens(table.texts, tokenizer, context_length),
-        steps=steps_per_epoch(table.patients, batch_size * world),
-        device=device,
+        pipeline=_build_pipeline(settings, backend, table),
+        tokens=ReportTokens(table.texts, tokenizer, settings.context_length),
+        steps=steps_per_epoch(table.patients, settings.batch_size * settings.world),
+        device=torch.device(settings.device),
         backend=backend,
     )

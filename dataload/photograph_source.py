@@ -68,11 +68,11 @@ class PhotographSource:
         self._blank = decoded_blank if decoded else encoded_blank
         self._absent = np.zeros(len(table.photographs), dtype=bool)
         self._absent[-1] = True
+        self._pool = ThreadPoolExecutor(threads, "decode")
         self._cache = None
         if decoded:
             check_cache_fits(table.decoded_bytes)
             self._cache = [None] * len(table.photographs)
-            self._pool = ThreadPoolExecutor(threads, "decode")
 
     @property
     def failures(self):
@@ -123,3 +123,8 @@ class PhotographSource:
             for row, there in zip(numbers, present.tolist(), strict=True)
         ]
         return data, present
+
+    def close(self):
+        """Stop the threads and let go of decoded pixels."""
+        self._pool.shutdown(cancel_futures=True)
+        self._cache = None
