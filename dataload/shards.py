@@ -33,12 +33,15 @@ from dataload.shard_writer import (
     ShardWriter,
     Tally,
     make_sample,
+    write_atomically,
     write_dataset,
 )
 
 __all__ = ["BuildSummary", "ShardError", "ShardReader", "build_shards"]
 
 REJECTS_FILE = "rejects.csv"
+# present from a build's start to its end: shards beside it are an unfinished build's
+MARKER_FILE = "building.json"
 # patients in flight for each worker: enough to keep it busy, few enough to bound memory
 WINDOW_PER_WORKER = 4
 PATIENTS_PER_PROCESS = 32
@@ -147,8 +150,9 @@ def _carry_out(plan, progress):
         splits = _split(plan, contents.records)
         reused = _is_current(plan, splits, source)
         if not reused:
-            _clear(plan)
+            _clear(plan, source)
             _build(plan, contents, splits, source, progress)
+        (plan.output / MARKER_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise ShardError(
             f"{error.filename or plan.output}: cannot build the shards ({error.strerror})"
@@ -216,13 +220,22 @@ def _is_current(plan, splits, source):
     return True
 
 
-def _clear(plan):
-    """Remove what an interrupted or damaged build left behind, its description first."""
-    for split in ("train", "test"):
-        folder = plan.output / split
+def _clear(plan, source):
+    """Mark a build as begun, and remove what an unfinished or damaged one of ours left behind."""
+    marker = plan.output / MARKER_FILE
+    folders = [plan.output / split for split in ("train", "test")]
+    ours = marker.exists() or any((folder / DATASET_FILE).exists() for folder in folders)
+    leftovers = [path for folder in folders for path in folder.glob("shard-*")]
+    if leftovers and not ours:
+        raise ShardError(
+            f"{leftovers[0]}: was not written by an unfinished build; name another output folder"
+        )
+    plan.output.mkdir(parents=True, exist_ok=True)
+    write_atomically(marker, json.dumps({"source": source}).encode("ascii"))
+    for folder in folders:
         (folder / DATASET_FILE).unlink(missing_ok=True)
-        for path in folder.glob("shard-*"):
-            path.unlink()
+    for path in leftovers:
+        path.unlink()
 
 
 def _build(plan, contents, splits, source, progress):

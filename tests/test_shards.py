@@ -8,7 +8,6 @@ import pytest
 from tiny_cohort import draw_photograph, photograph_colour, write_tiny_cohort
 from tiny_shards import build_tiny, everything, image_of, patients_of, rejects_of
 
-from dataload import shard_writer
 from dataload.records import ManifestError
 from dataload.reports import report_id
 from dataload.shards import ShardError, ShardReader, build_shards
@@ -114,59 +113,6 @@ def test_any_number_of_workers_gives_the_same_bytes(cohort, tmp_path):
     assert sorted(one) == sorted(two) and one == two
     assert calls == [(done, 12) for done in range(1, 13)] * 2
     assert not [name for name in one if name.endswith(".part")]
-
-
-def test_the_same_build_twice_is_kept(cohort, tmp_path):
-    first = build_tiny(cohort, tmp_path, holdout=0.25)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    second = build_tiny(
-        cohort, tmp_path, holdout=0.25, progress=lambda *_: pytest.fail("built again")
-    )
-    assert second.reused and not first.reused
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    for name in ("train_patients", "test_patients", "photographs", "distinct_reports", "rejects"):
-        assert getattr(first, name) == getattr(second, name)
-
-
-@pytest.mark.parametrize("change", ["settings", "report", "photograph", "columns"])
-def test_another_build_in_the_same_folder_is_refused(tmp_path, change):
-    manifest = write_tiny_cohort(tmp_path / "cohort", patients=3)
-    output = tmp_path / "out"
-    build_tiny(manifest, output)
-    before = everything(output)
-    options = {}
-    if change == "settings":
-        options["short_side"] = 48
-    elif change == "columns":
-        options["keep_columns"] = ["label"]
-    elif change == "report":
-        text = manifest.read_text("utf-8").replace("no abnormality", "drusen")
-        manifest.write_text(text, encoding="utf-8")
-    else:
-        draw_photograph(9, "left", (200, 200)).save(manifest.parent / "photos/T000_left.jpg")
-    with pytest.raises(ShardError, match="holds shards of another manifest"):
-        build_tiny(manifest, output, **options)
-    assert everything(output) == before
-
-
-@pytest.mark.parametrize("harm", ["tar gone", "tar cut", "index changed", "description gone"])
-def test_a_damaged_set_is_built_again(tmp_path, harm):
-    manifest = write_tiny_cohort(tmp_path / "cohort", patients=4)
-    output = tmp_path / "out"
-    build_tiny(manifest, output, holdout=0.25)
-    before = everything(output)
-    tar = output / "train" / "shard-000000.tar"
-    if harm == "tar gone":
-        tar.unlink()
-    elif harm == "tar cut":
-        tar.write_bytes(tar.read_bytes()[:-512])
-    elif harm == "index changed":
-        tar.with_suffix(".idx").write_text("v1.2 0\n")
-    else:
-        (output / "train" / "dataset.json").unlink()
-    (output / "train" / "shard-000007.tar").write_bytes(b"left by a build that was killed")
-    assert not build_tiny(manifest, output, holdout=0.25).reused
-    assert everything(output) == before
 
 
 def test_holdout_keeps_patients_whole_and_depends_on_the_seed_alone(cohort, tmp_path):
@@ -342,22 +288,6 @@ def test_settings_out_of_range_are_named(cohort, tmp_path, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         build_tiny(cohort, tmp_path, **options)
     assert not list(tmp_path.iterdir())
-
-
-def test_output_that_is_a_file_is_named(cohort, tmp_path):
-    (tmp_path / "out").write_text("")
-    with pytest.raises(ShardError, match="out.*cannot build the shards"):
-        build_tiny(cohort, tmp_path / "out")
-
-
-def test_a_full_disk_is_said_and_leaves_no_half_set(cohort, tmp_path, monkeypatch):
-    def full(self, data):
-        raise OSError(28, "No space left on device", str(self.temporary))
-
-    monkeypatch.setattr(shard_writer.ShardWriter, "_write", full)
-    with pytest.raises(ShardError, match=r"shard-000000.tar.part: .*No space left on device"):
-        build_tiny(cohort, tmp_path / "out")
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_real_photographs_pass_whole(shared_fundus, tmp_path):
