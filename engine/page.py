@@ -64,35 +64,52 @@ def write_page(
             machine; every other entry is listed as it is.
     """
     reader = shards if not isinstance(shards, (str, Path)) else ShardReader(Path(shards))
-    examinations = examinations_of(embeddings, reader)
-    names = [result.name for result in evaluation.zero_shot]
     log = read_log(training_log)
     recipe = dict(_flatten(config_summary))
-    template = _environment().get_template("page.html.j2")
-    page = template.render(
-        title=run_title,
-        synthetic=bool(facts.get("synthetic")),
-        evaluation=evaluation,
-        levels=LEVELS,
-        ks=KS,
-        headline=_headline(evaluation),
-        measured=sum(result.auroc is not None for result in evaluation.zero_shot),
-        question=_question(config_summary),
-        warnings=_warnings(evaluation),
-        training=_training(log, facts),
-        retrieval=_retrieval_rows(evaluation),
-        mean=mean_auroc(evaluation.zero_shot),
-        weak_labels=any(result.labels == FROM_REPORTS for result in evaluation.zero_shot),
-        counts=_counts(evaluation),
-        both_eyes=int(embeddings.present_eyes.all(dim=0).sum()),
-        guesses={level: math.log(n) if n else None for level, n in _counts(evaluation).items()},
-        figures=_figures(evaluation, embeddings, log, recipe),
-        examples=choose_examples(embeddings, evaluation.present, examinations, reader, names),
-        excerpt_length=_EXCERPT,
-        facts={name: value for name, value in facts.items() if name != "synthetic"},
-        recipe=recipe,
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=run_title,
+            synthetic=bool(facts.get("synthetic")),
+            facts={name: value for name, value in facts.items() if name != "synthetic"},
+            recipe=recipe,
+            question=_question(config_summary),
+            training=_training(log, facts),
+            figures=_figures(evaluation, embeddings, log, recipe),
+            **_figures_in_words(evaluation, embeddings),
+            **_gallery(evaluation, embeddings, reader),
+        )
     )
     Path(path).write_text(page, encoding="utf-8")
+
+
+def _figures_in_words(evaluation, embeddings):
+    counts = dict(zip(LEVELS, evaluation.present.sum(dim=1).tolist(), strict=True))
+    return {
+        "evaluation": evaluation,
+        "levels": LEVELS,
+        "ks": KS,
+        "headline": _headline(evaluation),
+        "warnings": _warnings(evaluation),
+        "retrieval": _retrieval_rows(evaluation),
+        "mean": mean_auroc(evaluation.zero_shot),
+        "measured": sum(result.auroc is not None for result in evaluation.zero_shot),
+        "weak_labels": any(result.labels == FROM_REPORTS for result in evaluation.zero_shot),
+        "counts": counts,
+        "both_eyes": int(embeddings.present_eyes.all(dim=0).sum()),
+        # a level's loss if every report were as likely
+        "guesses": {level: math.log(n) if n else None for level, n in counts.items()},
+    }
+
+
+def _gallery(evaluation, embeddings, reader):
+    names = [result.name for result in evaluation.zero_shot]
+    examinations = examinations_of(embeddings, reader)
+    return {
+        "examples": choose_examples(embeddings, evaluation.present, examinations, reader, names),
+        "excerpt_length": _EXCERPT,
+    }
 
 
 def read_log(path: Path | None) -> dict[str, np.ndarray] | None:
@@ -197,10 +214,6 @@ def _retrieval_rows(evaluation):
         for pool in ("distinct", "all")
         for way, name in WAYS.items()
     ]
-
-
-def _counts(evaluation):
-    return dict(zip(LEVELS, evaluation.present.sum(dim=1).tolist(), strict=True))
 
 
 def _figures(evaluation, embeddings, log, recipe):

@@ -197,20 +197,7 @@ def auroc_figure(results) -> str:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
         )
         for place, result in zip(places, results, strict=True):
-            if result.auroc is None:
-                axes.text(0.52, place, "not measured", va="center", color=MUTED)
-                continue
-            if result.interval is not None:
-                axes.plot(result.interval, [place] * 2, color=ACCENT, linewidth=2, alpha=0.5)
-            axes.plot(result.auroc, place, "o", color=ACCENT, markersize=6.5)
-            axes.annotate(
-                f"{result.auroc:.2f}",
-                (result.auroc, place),
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                fontweight="bold",
-            )
+            _dot(axes, place, result)
         ends = [v for r in results if r.auroc is not None for v in (r.interval or (r.auroc,))]
         axes.set_xlim(min([0.4, *(end - 0.03 for end in ends)]), 1.02)
         axes.set_ylim(-0.6, len(results) - 0.15)
@@ -224,6 +211,23 @@ def auroc_figure(results) -> str:
     # as high as the ROC curves beside it, unless there are very few findings or many
     height = 0.9 + 0.48 * len(results)
     return _figure(height if len(results) < 3 else max(4.0, height), "auroc", draw)
+
+
+def _dot(axes, place, result):
+    if result.auroc is None:
+        axes.text(0.52, place, "not measured", va="center", color=MUTED)
+        return
+    if result.interval is not None:
+        axes.plot(result.interval, [place] * 2, color=ACCENT, linewidth=2, alpha=0.5)
+    axes.plot(result.auroc, place, "o", color=ACCENT, markersize=6.5)
+    axes.annotate(
+        f"{result.auroc:.2f}",
+        (result.auroc, place),
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha="center",
+        fontweight="bold",
+    )
 
 
 def roc_figure(results) -> str:

@@ -220,8 +220,8 @@ def bootstrap_interval(
     rows = max(1, _CHUNK_ELEMENTS // len(scores))
     values = []
     for start in range(0, _RESAMPLES, rows):
-        size = min(rows, _RESAMPLES - start)
-        drawn = rng.multinomial(number, np.full(number, 1 / number), size=size)
+        draws = rng.integers(number, size=(min(rows, _RESAMPLES - start), number))
+        drawn = np.stack([np.bincount(draw, minlength=number) for draw in draws])
         values.append(_weighted_auroc(drawn[:, cluster[order]], truths[order], groups))
     low, high = np.nanquantile(np.concatenate(values), (0.025, 0.975))
     return float(low), float(high)
