@@ -75,11 +75,7 @@ def tripartite_loss(
     _check_masks(image, present, report_id, same_report)
     _check_workspace(workspace_bytes)
     ranks = _ranks(group)
-    if same_report == "negative":
-        report_id = None
-    masks = {"present": present, "report_id": report_id, "same_report": same_report}
-    if ranks.size > 1:
-        masks.update(_gathered(present, report_id, ranks))
+    masks = _global_masks(present, report_id, same_report, ranks)
     if backend == "reference":
         image, text = (_gathered_features(part, ranks) for part in (image, text))
         levels = reference_levels(image, text, logit_scale, **masks)
@@ -98,14 +94,12 @@ def _ranks(group):
     return Ranks(group)
 
 
-def _gathered(present, report_id, ranks):
-    """The masks of the global batch: (K, W * B) and (W * B,)."""
+def _global_masks(present, report_id, same_report, ranks):
+    """`present` (K, W * B) and `report_id` (W * B,) of all ranks; None plays no part."""
     if present is not None:
         present = ranks.gather(present.T).T
-    return {
-        "present": present,
-        "report_id": None if report_id is None else ranks.gather(report_id),
-    }
+    report_id = None if same_report == "negative" else ranks.gather(report_id)
+    return {"present": present, "report_id": report_id, "same_report": same_report}
 
 
 def _gathered_features(part, ranks):

@@ -1,0 +1,103 @@
+"""What a benchmark leaves: its rows, the machine, the versions, the commit, the command, as JSON.
+
+A figure counts only with this beside it (STYLE.md, rule 19); files lie in bench/results/.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "triton", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One run of one benchmark; `rows` are its table, one dictionary of plain values per row."""
+
+    benchmark: str
+    created: str
+    command: str
+    commit: str
+    # files of the checkout differed from the commit
+    modified: bool
+    device: str
+    driver: str | None
+    cpu: str
+    threads: int
+    # processes that wanted to run, averaged over a minute: above `threads`, times are too long
+    load_average: float | None
+    versions: dict[str, str]
+    settings: dict
+    rows: list[dict]
+
+
+def _output(*command):
+    """First line that a command prints; None where it is not there or fails."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=RESULTS.parent
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return (done.stdout.splitlines() or [""])[0].strip()
+
+
+def _cpu():
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} logical" if names else platform.processor()
+
+
+def _versions():
+    found = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return {name: version for name, version in found.items() if version}
+
+
+def make_record(benchmark, device, rows, **settings):
+    """Return a Record of `rows` measured on the torch device `device` with these settings."""
+    cuda = device.type == "cuda"
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return Record(
+        benchmark=benchmark,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=f"python -m bench.{benchmark} {' '.join(sys.argv[1:])}".strip(),
+        commit=_output("git", "rev-parse", "HEAD") or "unknown",
+        modified=bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        device=torch.cuda.get_device_name(device) if cuda else "cpu",
+        driver=driver if cuda else None,
+        cpu=_cpu(),
+        threads=torch.get_num_threads(),
+        load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        versions=_versions(),
+        settings=settings,
+        rows=rows,
+    )
+
+
+def write_record(record, path=None):
+    """Write `record` as JSON to `path`, or to bench/results/ named by benchmark, device and day."""
+    if path is None:
+        device = record.device.lower().replace(" ", "-")
+        path = RESULTS / f"{record.benchmark}-{device}-{record.created[:10]}.json"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+    return path
