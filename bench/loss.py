@@ -19,6 +19,7 @@ from bench.record import make_record, write_record
 from kernels import tripartite_loss
 
 GIB = 1 << 30
+_MEASURED = ("kernels", "bench/loss.py", "bench/harness.py")
 
 
 def eager_loss(image, text, logit_scale):
@@ -189,7 +190,9 @@ def main(argv=None):
     rows = [row for size in options.sizes for row in measure(size, options, device)]
     show(rows)
     settings = {name: getattr(options, name) for name in ("levels", "width", "scale", "repeats")}
-    path = write_record(make_record("loss", device, rows, **settings), options.output)
+    path = write_record(
+        make_record("loss", device, rows, folders=_MEASURED, **settings), options.output
+    )
     Console().print(f"written to {path}")
 
 

@@ -27,7 +27,7 @@ class Record:
     created: str
     command: str
     commit: str
-    # files of the checkout differed from the commit
+    # what was measured differed from the commit
     modified: bool
     device: str
     driver: str | None
@@ -44,7 +44,7 @@ def _output(*command):
     """First line that a command prints; None where it is not there or fails."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=RESULTS.parent
+            command, capture_output=True, text=True, check=True, cwd=RESULTS.parents[1]
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -71,8 +71,11 @@ def _versions():
     return {name: version for name, version in found.items() if version}
 
 
-def make_record(benchmark, device, rows, **settings):
-    """Return a Record of `rows` measured on the torch device `device` with these settings."""
+def make_record(benchmark, device, rows, *, folders, **settings):
+    """Return a Record of `rows` measured on the torch device `device` with these settings.
+
+    `folders` are those of the checkout whose code was measured, to say whether it was committed.
+    """
     cuda = device.type == "cuda"
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return Record(
@@ -80,7 +83,7 @@ def make_record(benchmark, device, rows, **settings):
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=f"python -m bench.{benchmark} {' '.join(sys.argv[1:])}".strip(),
         commit=_output("git", "rev-parse", "HEAD") or "unknown",
-        modified=bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        modified=bool(_output("git", "status", "--porcelain", "--", *folders)),
         device=torch.cuda.get_device_name(device) if cuda else "cpu",
         driver=driver if cuda else None,
         cpu=_cpu(),
