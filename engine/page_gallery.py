@@ -63,6 +63,11 @@ class Example:
     similarity: float
     retrieved: tuple[Retrieved, ...]
 
+    @property
+    def is_hit(self) -> bool:
+        """Whether the own report is first, or among those shown of more than are shown."""
+        return self.rank == 1 or self.rank <= RETRIEVED < self.candidates
+
 
 def choose_examples(embeddings, present, examinations, reader, findings) -> list[Example]:
     """Return up to eight examples, best rank first.

@@ -1,6 +1,7 @@
 """The results page: self-contained, escaped, complete, and still a page for the smallest cohort."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -244,6 +245,7 @@ def test_examples_run_from_best_to_worst_with_the_single_eye_added():
     for example in examples:
         own = [answer.place for answer in example.retrieved if answer.is_own]
         assert own == ([example.rank] if example.rank <= 3 else [])
+        assert example.is_hit == bool(own)
         assert [photograph.eye for photograph in example.photographs] == ["right", "left"]
     single = next(e for e in examples if e.level == "left")
     assert single.photographs[0].address is None
@@ -254,6 +256,15 @@ def test_examples_run_from_best_to_worst_with_the_single_eye_added():
     stand_in = torch.stack([present[0], present[1], present[0] | present[1]])
     found = choose_examples(embeddings, stand_in, examinations, reader, ["drusen"])
     assert [(e.patient_id, e.level) for e in found if e.one_eye] == [("T003", "patient")]
+
+
+def test_the_last_of_two_reports_is_no_hit():
+    reader = Reader(["Drusen.", "Healthy."], [("left", "right")] * 2)
+    evaluation, embeddings = measure(reader)
+    embeddings = dataclasses.replace(embeddings, image=-embeddings.image)
+    examinations = [reader.patient(index).examinations[0] for index in range(2)]
+    examples = choose_examples(embeddings, evaluation.present, examinations, reader, [])
+    assert [(example.rank, example.is_hit) for example in examples] == [(2, False)] * 2
 
 
 def test_ranks_of_the_gallery_agree_with_recall():
