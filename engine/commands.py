@@ -1,33 +1,23 @@
 """How a command ends: exit status 0, or 2 with one clear message for what its user can mend."""
 
 import sys
+import traceback
+from pathlib import Path
 
 import click
 import typer
 
-from dataload.records import ManifestError
-from dataload.reports import TokenizerError
-from dataload.shards import ShardError
-from engine.checkpoint import CheckpointError
-from engine.config import ConfigError
-from engine.weights import WeightsError
-
-# what a user can mend; everything else is a defect of ours and keeps its traceback
-USER_ERRORS = (
-    ConfigError,
-    ManifestError,
-    ShardError,
-    TokenizerError,
-    WeightsError,
-    CheckpointError,
-    OSError,
-)
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("engine", "dataload", "kernels", "bench")
 
 
 def run_command(app: typer.Typer, argv=None) -> int:
     """Run a typer application on `argv` and return the exit status.
 
-    Errors that a user can mend are printed as `error: ...`, without a traceback.
+    Errors that a user can mend are printed as `error: ...`, without a traceback, status 2. Those
+    are ValueErrors that this project raises (its rule for user errors) and the system's refusals,
+    such as a full disk. A ValueError from inside a library is a defect of ours and keeps its
+    traceback.
     """
     command = typer.main.get_command(app)
     try:
@@ -37,8 +27,15 @@ def run_command(app: typer.Typer, argv=None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except USER_ERRORS as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, ValueError) and not _raised_here(error):
+            raise
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
+
+
+def _raised_here(error):
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return any(Path(frame.f_code.co_filename).is_relative_to(ROOT / name) for name in PACKAGES)

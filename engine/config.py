@@ -54,6 +54,8 @@ class TextConfig:
     intermediate: Count = 3072
     max_positions: Count = 512
     dropout: Probability = 0.1
+    # standard deviation of random weights; 0.02 is BERT's, for widths near 768
+    initializer_range: Positive = 0.02
     # None: the tokenizer's
     vocabulary_size: Count | None = None
 

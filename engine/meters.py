@@ -93,7 +93,7 @@ class Meters:
         for (step, epoch, lr, _), row in zip(self.pending, values, strict=True):
             named = dict(zip(COLUMNS, (step, epoch, *row[:4], lr, *row[4:]), strict=False))
             named.update(patients_per_second=round(speed, 2), seconds=round(seconds, 3))
-            self.table.writerow(named)
+            self.table.writerow({name: _text(value) for name, value in named.items()})
             for column in COLUMNS[2:-1]:
                 self.board.add_scalar(column, named[column], step)
         self.file.flush()
@@ -120,6 +120,11 @@ class Meters:
         per_step = row["seconds"] / done
         left = time.strftime("%H:%M:%S", time.gmtime(per_step * (self.steps - done)))
         print(f"step {done}/{self.steps}  {note}  {left} left", file=sys.stderr, flush=True)
+
+
+def _text(value):
+    # nine digits give a float32 back exactly
+    return f"{value:.9g}" if isinstance(value, float) else value
 
 
 def _progress_bar():

@@ -55,18 +55,20 @@ def set_learning_rate(optimizer, rate):
 
 
 def clamp_logit_scale(parameter):
-    """Keep the logarithms of the scales within [0, ln 100], on the optimiser's fp32 copy.
+    """Keep the logarithms of the scales within [0, ln 100], in the optimiser's fp32 copy and here.
 
-    From ZeRO stage 1 on, the model's tensor is overwritten from that copy, so clamping it does
-    nothing. `parameter` is the model's logit_scale under a DeepSpeed engine; all ranks call this.
+    From ZeRO stage 1 on, a step overwrites the model's tensor from that copy, so clamping the
+    tensor alone does nothing; clamping the copy alone would leave the next forward one update
+    above. `parameter` is the model's logit_scale under a DeepSpeed engine; all ranks call this.
     """
-    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+    from deepspeed import utils
+    from deepspeed.runtime.zero import GatheredParameters
 
-    full = safe_get_full_fp32_param(parameter)
-    if full is None:
-        # stage 0 in fp32 has no other copy
-        with torch.no_grad():
-            parameter.clamp_(0.0, MAX_LOG_SCALE)
-        return
-    clamped = full.clamp(0.0, MAX_LOG_SCALE)
-    safe_set_full_fp32_param(parameter, clamped)
+    if hasattr(parameter, "ds_id"):
+        # ZeRO-3, by partition: its full setter fails where ranks do not divide the three values
+        local = utils.safe_get_local_fp32_param(parameter)
+        utils.safe_set_local_fp32_param(parameter, local.clamp(0.0, MAX_LOG_SCALE))
+    elif (full := utils.safe_get_full_fp32_param(parameter)) is not None:
+        utils.safe_set_full_fp32_param(parameter, full.clamp(0.0, MAX_LOG_SCALE))
+    with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+        parameter.clamp_(0.0, MAX_LOG_SCALE)

@@ -62,16 +62,16 @@ class TextTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, attention_backend) for _ in range(config.layers))
-        self.apply(self._reset)
-        nn.init.normal_(self.token_types, std=0.02)
+        self.reset_parameters(config.initializer_range)
 
-    @staticmethod
-    def _reset(module):
-        # BERT draws every matrix and table from N(0, 0.02)
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+    def reset_parameters(self, deviation):
+        """Draw every matrix and table from N(0, deviation), as BERT does."""
+        nn.init.normal_(self.token_types, std=deviation)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=deviation)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
     def forward(self, tokens):
         """Map (B, T) int64 token ids, 0 = padding, to (B, W) states of the first token."""

@@ -135,7 +135,7 @@ def micro_batches(batch, parts):
         return [batch]
     cut = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     # present_eyes is (2, B), everything else begins with B
-    cut = {name: t.chunk(parts, dim=name == "present_eyes") for name, t in cut.items()}
+    cut = {name: t.chunk(parts, dim=int(name == "present_eyes")) for name, t in cut.items()}
     return [type(batch)(**{name: cut[name][part] for name in cut}) for part in range(parts)]
 
 

@@ -44,6 +44,10 @@ def join_world() -> World:
     if not on_gpu:
         # DeepSpeed's own switch; on a GPU machine it must find the GPU by itself
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if "OMP_NUM_THREADS" not in os.environ:
+            # ranks of one machine share its cores
+            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     deepspeed = import_deepspeed()
     device = torch.device("cpu")
     if on_gpu:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tiny_run import write_tiny_data
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -24,3 +25,9 @@ def shared_fundus():
 def shared_retclip():
     """Folder of golden data from the official RET-CLIP code."""
     return _shared("retclip")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """Shards, tokenizer and recipe of a drawn cohort, by name; read only."""
+    return write_tiny_data(tmp_path_factory.mktemp("tiny"))
