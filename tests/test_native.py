@@ -16,6 +16,7 @@ nvidia_dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DRAWN = 60
+BLOCKS = 600
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,31 @@ def draw(number):
     return pixels
 
 
+def draw_blocks(number):
+    """Returns a small frame of random stripes and blocks whose levels lie about the thresholds."""
+    random = np.random.default_rng(number)
+    height, width = random.integers(20, 220, 2)
+    surround = random.integers(0, 90)
+    pixels = np.full((height, width), surround, np.uint8)
+    levels = surround + np.array([0, 1, 8, 9, 10, 30, 60, 120])
+    for _ in range(random.integers(1, 9)):
+        (y, x), level = random.integers(0, (height, width)), random.choice(levels)
+        rows, columns = random.integers(1, (height, width))
+        pixels[y : y + rows, x : x + columns] = level
+    if random.random() < 0.3:
+        # two equal runs of lines: the first one counts
+        pixels[:] = surround
+        pixels[height // 8 : height // 4] = pixels[height // 2 : height // 2 + height // 8] = 200
+    if random.random() < 0.3:
+        # a corner of two levels, as many points of each
+        pixels[: -(-height // 20), ::2] = surround + 5
+    for margin in (pixels[: random.integers(1, 15)], pixels[:, -random.integers(1, 15) :]):
+        if random.random() < 0.5:
+            margin[:] = random.integers(238, 244)
+            margin[random.random(margin.shape) < random.choice([0, 0.008, 0.012, 0.025])] = 100
+    return pixels[..., None]
+
+
 def corner_cases():
     """Returns frames at the edges of the definition: one value, one line, one point, checks."""
     flat = [np.full((40, 30, 3), level, np.uint8) for level in (0, 8, 9, 239, 240, 255)]
@@ -115,6 +141,10 @@ def test_drawn_frames(built):
     assert 5 < sum(whole) < DRAWN - 5
 
 
+def test_blocks_about_the_thresholds(built):
+    assert_equal_boxes([draw_blocks(number) for number in range(BLOCKS)])
+
+
 def test_corner_cases(built):
     assert_equal_boxes(corner_cases())
 
@@ -130,7 +160,8 @@ def test_gpu_gives_the_boxes_of_the_cpu(built):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA GPU")
-    assert_equal_boxes([*map(draw, range(DRAWN)), *corner_cases()], "gpu")
+    photographs = [*map(draw, range(DRAWN)), *map(draw_blocks, range(BLOCKS)), *corner_cases()]
+    assert_equal_boxes(photographs, "gpu")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +227,7 @@ def test_it_builds_and_runs_without_cuda(tmp_path):
     program = (
         "import test_native, dataload.fundus_operator as operator\n"
         f"operator.load_operator({str(tmp_path / LIBRARY.name)!r})\n"
-        "test_native.assert_equal_boxes([test_native.draw(number) for number in range(20)])\n"
+        "test_native.assert_equal_boxes([*map(test_native.draw_blocks, range(100))])\n"
     )
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     environment = {**os.environ, "PYTHONPATH": paths}
