@@ -28,9 +28,9 @@ lint: setup
 
 # the DALI operator that finds the field of view; optional
 native: setup
-	$(BIN)/python -m pip install --quiet '.[native]'
-	$(BIN)/cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python)
-	$(BIN)/cmake --build build/native
+	$(BIN)/python -m pip install --quiet --editable '.[native]'
+	$(BIN)/cmake -S . -B build/native -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build build/native --parallel 2
 
 # tests that need a GPU; from a bare checkout it uses whatever Python has torch
 gpu-check:

@@ -199,10 +199,11 @@ def _label_columns(manifest, recipe):
 def _judge(metrics, console):
     recall = metrics["retrieval"]["distinct"]["image_to_text"]
     ratio = recall["recall@5"] / recall["chance@5"]
-    lowest = min(entry["auroc"] for entry in metrics["zero_shot"].values())
+    # a finding without an AUROC (one class is missing among few patients) does not reach it
+    aurocs = [entry["auroc"] or 0.0 for entry in metrics["zero_shot"].values()]
     checks = (
-        ("mean zero-shot AUROC", metrics["zero_shot_mean_auroc"], MIN_MEAN_AUROC),
-        ("lowest zero-shot AUROC", lowest, MIN_AUROC),
+        ("mean zero-shot AUROC", sum(aurocs) / len(aurocs), MIN_MEAN_AUROC),
+        ("lowest zero-shot AUROC", min(aurocs), MIN_AUROC),
         ("recall@5 over chance", ratio, MIN_RECALL_OVER_CHANCE),
     )
     for name, value, least in checks:
