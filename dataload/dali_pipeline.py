@@ -1,11 +1,11 @@
 """The image pipeline in NVIDIA DALI: decoding on the GPU where there is one, on the CPU where not.
 
 One body, `_process`, serves training and evaluation, encoded files and decoded pixels, either
-device; evaluation leaves out the colour step. Everything that varies comes in through external_source as a pure function of the
-iteration, so the pipeline itself holds no state that a checkpoint would need. `Pipeline.run` is
-driven by hand: DALI's iterator loses batches after an error. After a photograph that cannot be
-decoded the pipeline is thrown away, whose state DALI calls undefined, and the caller starts a new
-one at the same step (milliseconds).
+device; evaluation leaves out the colour step. Everything that varies comes in through
+external_source as a pure function of the iteration, so the pipeline itself holds no state that a
+checkpoint would need. `Pipeline.run` is driven by hand: DALI's iterator loses batches after an
+error. After a photograph that cannot be decoded the pipeline is thrown away, whose state DALI calls
+undefined, and the caller starts a new one at the same step (milliseconds).
 
 Legend: M photographs in a batch, S the side of a finished image.
 """
