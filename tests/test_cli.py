@@ -1,0 +1,121 @@
+"""The `retclip` command: its stages on a small cohort, and one clear line for bad input."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from tiny_cohort import write_tiny_cohort
+from tiny_run import RECIPE, run, train_command
+
+from engine.commands import run_command
+from engine.config import load_config
+
+RETCLIP = (sys.executable, "-m", "engine.cli")
+
+
+def retclip(*words):
+    """Run the command as a user does; return the completed process."""
+    return run([*RETCLIP, *map(str, words)])
+
+
+def error_of(done):
+    """The one error line of a command that ended with status 2 and no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_synth_shards_and_tokenizer(tmp_path):
+    cohort, shards = tmp_path / "cohort", tmp_path / "shards"
+    done = retclip("synth", cohort, "--patients", 12, "--language", "zh", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    words = ["--short-side", 64, "--holdout", 0.25, "--keep-columns", "left_drusen,right_drusen"]
+    done = retclip("shards", "build", cohort / "patients.csv", shards, *words, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    info = {
+        name: json.loads((shards / name / "dataset.json").read_text()) for name in ("train", "test")
+    }
+    assert info["train"]["patients"] + info["test"]["patients"] == 12
+    assert info["test"]["patients"] == 3
+    model = tmp_path / "tokenizer.model"
+    done = retclip("tokenizer", "train", shards / "train", model, "--vocabulary-size", 500)
+    assert done.returncode == 0 and model.is_file(), done.stderr
+
+
+def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path):
+    manifest = write_tiny_cohort(tmp_path, patients=6)
+    photos = sorted((tmp_path / "photos").iterdir())
+    photos[0].write_text("not a photograph")
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    first = lines[1].split(",")
+    lines += [lines[1], ",".join(["P999", "photos/absent.jpg", "", "report", ""])]
+    lines += [",".join(["P998", first[1], first[2], "", ""])]
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    words = ["--workers", 1, "--short-side", 48, "--max-reject-fraction", 0.9]
+    done = retclip("shards", "build", manifest, tmp_path / "shards", *words)
+    assert done.returncode == 0, done.stderr
+    rejects = (tmp_path / "shards" / "rejects.csv").read_text(encoding="utf-8")
+    for named in (photos[0].name, "absent.jpg", "P998"):
+        assert named in rejects
+    assert json.loads((tmp_path / "shards/train/dataset.json").read_text())["patients"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (None, "patients.csv"),
+        ("", "patients.csv"),
+        ("name,age\nx,3\n", "patient_id"),
+        ("patient_id,left,right,report\nP1,absent.jpg,,words\n", "patients.csv"),
+    ],
+)
+def test_a_manifest_without_patients_stops_the_build(tmp_path, text, named):
+    manifest = tmp_path / "patients.csv"
+    if text is not None:
+        manifest.write_text(text)
+    assert named in error_of(retclip("shards", "build", manifest, tmp_path / "out", "--workers", 1))
+
+
+def test_folders_that_hold_something_else_are_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    assert "mine" in error_of(retclip("synth", tmp_path / "mine", "--patients", 2))
+    assert "mine" in error_of(retclip("evaluate", tmp_path / "mine", "--data", tmp_path))
+    words = ["tokenizer", "train", tmp_path / "mine", tmp_path / "t.model"]
+    assert "mine" in error_of(retclip(*words))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_evaluate_writes_figures_and_page(tiny_data, tmp_path):
+    output = tmp_path / "run"
+    assert run(train_command(tiny_data, output, "--training.steps=2")).returncode == 0
+    done = retclip("evaluate", output, "--data", tiny_data["shards"], "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["patients"] == 10 and metrics["facts"]["step"] == 2
+    assert "<html" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")[:500]
+    shutil.rmtree(output / "checkpoints")
+    assert "no checkpoint yet" in error_of(
+        retclip("evaluate", output, "--data", tiny_data["shards"])
+    )
+
+
+def test_defects_keep_their_traceback():
+    import typer
+
+    app = typer.Typer()
+
+    @app.command()
+    def broken():
+        """Raise what a library raises."""
+        json.loads("{")
+
+    with pytest.raises(json.JSONDecodeError):
+        run_command(app, [])
+
+
+def test_the_tiny_recipe_is_one(tiny_data):
+    assert load_config(tiny_data["recipe"]).training.steps == RECIPE["training"]["steps"]
