@@ -1,5 +1,6 @@
 """How benchmarks measure: time of interleaved runs, peak memory above what was there before."""
 
+import ctypes
 import json
 import statistics
 import subprocess
@@ -71,6 +72,7 @@ def peak_memory(run, device):
         before = torch.cuda.memory_allocated(device)
         run(lambda name: None)
         return torch.cuda.max_memory_allocated(device) - before
+    _release_freed()
     try:
         # 5 resets the peak, proc(5)
         _CLEAR.write_text("5")
@@ -79,6 +81,13 @@ def peak_memory(run, device):
     before = _resident("VmRSS")
     run(lambda name: None)
     return _resident("VmHWM") - before
+
+
+def _release_freed():
+    """Hand memory back that the C library keeps for later, or the run would take it for nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident(field):

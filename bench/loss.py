@@ -146,7 +146,7 @@ def show(rows):
             _share(row, base, "peak_bytes"),
             *(_number(row.get(f"{name}_error"), ".1e") for name in _ERRORS),
         )
-    Console(width=130).print(table)
+    Console(width=140).print(table)
 
 
 _HEADINGS = ("B", "loss", "forward s", "total s", "of eager", "cpu s", "of eager")
