@@ -105,7 +105,7 @@ def resume(engine, run: Path, world, config) -> int:
 
 
 def consolidated_weights(engine, keep: bool) -> dict[str, torch.Tensor]:
-    """Gather every parameter in fp32 on the CPU where `keep`; all ranks call this (ZeRO-3)."""
+    """Gather parameters in fp32, and buffers, on the CPU where `keep`; all ranks call this."""
     from deepspeed.runtime.zero import GatheredParameters
 
     weights = {}
@@ -113,6 +113,8 @@ def consolidated_weights(engine, keep: bool) -> dict[str, torch.Tensor]:
         with GatheredParameters([parameter]):
             if keep:
                 weights[name] = parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
+    for name, buffer in engine.module.named_buffers():
+        weights[name] = buffer.detach().to("cpu", copy=True)
     return weights
 
 

@@ -102,9 +102,9 @@ def evaluate(
     synthetic: bool = typer.Option(False, help="Say on the page that the patients are rendered."),
 ):
     """Report retrieval, zero-shot and losses on held-out patients, in numbers and as a page."""
-    from engine.demo import evaluate_run
+    from engine.results import evaluate_run
 
-    evaluate_run(run, data, output or run, title=title, synthetic=synthetic, console=Console())
+    evaluate_run(run, data, output or run, title=title, console=Console(), synthetic=synthetic)
 
 
 @app.command()

@@ -42,6 +42,8 @@ class VisionConfig:
     heads: Count = 12
     # patch: CLIP's one strided convolution; conv: 3x3 convolutions, learn from few patients
     stem: Literal["patch", "conv"] = "patch"
+    # what is read from the last block: CLIP's class token, or the mean of the patches
+    pool: Literal["class", "mean"] = "class"
 
 
 @section

@@ -7,9 +7,7 @@ on where it stopped; one of another cohort or recipe is moved aside, never overw
 import csv
 import json
 import os
-import platform
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +20,8 @@ import engine
 from dataload.records import ManifestError
 from dataload.shards import ShardReader
 from engine.config import load_config, to_dict
-from engine.run_folder import load_run
+from engine.results import evaluate_run
+from engine.world import free_port
 
 ROOT = Path(engine.__file__).resolve().parents[1]
 HOLDOUT = 0.1
@@ -47,120 +46,77 @@ def run_demo(*, output, manifest, config, patients, overrides) -> int:
     cohort of `patients`. Raises the stages' one-line errors.
     """
     console = Console()
-    started = time.perf_counter()
+    stages = Stages(console)
     recipe = load_config(config, overrides)
     _claim(output, manifest, patients, recipe, console)
     if manifest is None:
         cohort = output / "cohort"
-        _retclip(console, "synth", cohort, "--patients", patients)
+        stages.retclip("cohort", "synth", cohort, "--patients", patients)
         source = cohort / "patients.csv"
     else:
         source = manifest
     columns = _label_columns(source, recipe)
     shards = output / "shards"
-    _retclip(
-        console,
+    stages.retclip(
+        "shards",
         *("shards", "build", source, shards, "--short-side", SHORT_SIDE),
         *("--holdout", HOLDOUT if manifest is None else OWN_HOLDOUT),
         *(("--keep-columns", ",".join(columns)) if columns else ()),
     )
     tokenizer = output / "tokenizer.model"
     if not tokenizer.exists():
-        _retclip(console, "tokenizer", "train", shards / "train", tokenizer)
-    _train(console, config, shards / "train", tokenizer, output, overrides)
+        stages.retclip("tokenizer", "tokenizer", "train", shards / "train", tokenizer)
+    _train(stages, config, shards / "train", tokenizer, output, overrides)
     title = "RET-CLIP demo" if manifest is None else f"RET-CLIP on {Path(manifest).name}"
-    evaluation = evaluate_run(
+    metrics = evaluate_run(
         output,
         shards / "test",
         output,
         title=title,
-        synthetic=manifest is None,
         console=console,
+        synthetic=manifest is None,
+        seconds=stages.seconds,
     )
-    console.print(f"Everything took {time.perf_counter() - started:.0f} s.")
-    if manifest is not None:
-        return 0
-    return _judge(evaluation.to_dict(), console)
+    return 0 if manifest is not None else _judge(metrics, console)
 
 
-def evaluate_run(run, data, output, *, title, synthetic, console):
-    """Evaluate a run's newest checkpoint on `data`; write metrics.json and report.html.
+class Stages:
+    """Runs commands one after another, shows each, and notes how many seconds it took."""
 
-    Returns the engine.evaluation.Evaluation, after printing its tables.
-    """
-    from engine.evaluation import evaluate, print_tables
-    from engine.page import write_page
+    def __init__(self, console):
+        self.console = console
+        self.seconds = {}
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = load_run(run, device)
-    evaluation, embeddings = evaluate(
-        trained.model, trained.tokenizer, trained.config, data, device=device
-    )
-    print_tables(evaluation, console)
-    facts = {"machine": machine(), "step": trained.step, "synthetic": synthetic}
-    output.mkdir(parents=True, exist_ok=True)
-    metrics = {**evaluation.to_dict(), "facts": facts}
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False))
-    write_page(
-        output / "report.html",
-        evaluation=evaluation,
-        embeddings=embeddings,
-        shards=data,
-        run_title=title,
-        config_summary=to_dict(trained.config),
-        training_log=run / "metrics.csv",
-        facts=facts,
-    )
-    console.print(f"Figures: {output / 'metrics.json'}\nPage:    {output / 'report.html'}")
-    return evaluation
+    def retclip(self, stage, *words):
+        """Run `retclip` with these words as the stage of this name."""
+        self.run(stage, [sys.executable, "-m", "engine.cli"], words, shown=["retclip"])
+
+    def run(self, stage, program, words, shown=None):
+        """Run a program with words; raise DemoError naming the command if it fails."""
+        program, words = [str(part) for part in program], [str(word) for word in words]
+        visible = [*(shown or [Path(program[0]).name, *program[1:]]), *words]
+        self.console.print(f"$ {shlex.join(visible)}", style="bold", highlight=False)
+        paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        started = time.perf_counter()
+        status = subprocess.run([*program, *words], env=environment).returncode
+        if status:
+            raise DemoError(f"{shlex.join(visible[:3])} ... ended with exit status {status}")
+        self.seconds[stage] = round(time.perf_counter() - started, 1)
 
 
-def machine() -> str:
-    """Name this machine's GPU, or its processor and cores, in a few words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
-
-
-def _train(console, config, data, tokenizer, output, overrides):
+def _train(stages, config, data, tokenizer, output, overrides):
     count = len(ShardReader(data))
-    recipe = load_config(config, overrides)
-    size = recipe.training.batch_size
+    size = load_config(config, overrides).training.batch_size
     ranks = max(1, torch.cuda.device_count())
     if count < size:
         # a batch that is mostly absent patients would be work for nothing
         size = max(ranks, count // ranks * ranks)
         overrides = [*overrides, f"training.batch_size={size}"]
-    launcher = Path(sys.executable).parent / "deepspeed"
-    _run(
-        console,
-        [launcher, "--master_port", _free_port(), ROOT / "engine" / "train.py"],
-        ["--config", config, "--data", data, "--tokenizer", tokenizer, "--output", output],
-        [f"--{pair}" for pair in overrides],
-    )
-
-
-def _retclip(console, *words):
-    _run(console, [sys.executable, "-m", "engine.cli"], words, shown="retclip")
-
-
-def _run(console, program, *words, shown=None):
-    arguments = [str(word) for group in words for word in group]
-    program = [str(part) for part in program]
-    visible = [shown] if shown else [Path(program[0]).name, *program[1:]]
-    console.print(f"$ {shlex.join([*visible, *arguments])}", style="bold", highlight=False)
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    status = subprocess.run([*program, *arguments], env=environment).returncode
-    if status:
-        raise DemoError(f"{visible[0]} {arguments[0]} ended with exit status {status}")
+    launcher = [Path(sys.executable).parent / "deepspeed", "--master_port", free_port()]
+    words = ["--config", config, "--data", data, "--tokenizer", tokenizer, "--output", output]
+    words += [f"--{pair}" for pair in overrides]
+    stages.run("training", [*launcher, ROOT / "engine" / "train.py"], words)
 
 
 def _claim(output, manifest, patients, recipe, console):
@@ -210,9 +166,3 @@ def _judge(metrics, console):
         verdict = "reached" if value >= least else "MISSED"
         console.print(f"{name}: {value:.3f}, at least {least:.2f} wanted: {verdict}")
     return 0 if all(value >= least for _, value, least in checks) else 1
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

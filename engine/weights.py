@@ -176,7 +176,7 @@ def initialise(model, init):
         fitting = _fit(name, path, state, own)
         loaded.update(fitting)
         lines.append(f"init.{name}: {len(fitting)} tensors from {path}")
-    random = [key for key in own if key not in loaded]
+    random = [key for key, _ in model.named_parameters() if key not in loaded]
     if lines and random:
         lines.append(f"random: {', '.join(_summarise(random))}")
     elif not lines:

@@ -40,7 +40,7 @@ def join_world() -> World:
     if "RANK" not in os.environ:
         # DeepSpeed would look for MPI
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
     if not on_gpu:
         # DeepSpeed's own switch; on a GPU machine it must find the GPU by itself
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -114,7 +114,8 @@ def deepspeed_config(config, world: World) -> dict:
     return values
 
 
-def _free_port():
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,0 +1,59 @@
+"""A trained run's figures and page: evaluate its newest checkpoint, print, write, show."""
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from engine.config import to_dict
+from engine.evaluation import evaluate, print_tables
+from engine.page import write_page
+from engine.run_folder import load_run
+
+
+def evaluate_run(run, data, output, *, title, console, synthetic=False, seconds=None) -> dict:
+    """Evaluate a run's newest checkpoint on the shard set `data` and return the figures.
+
+    Prints tables to the rich console and writes metrics.json and report.html to `output`.
+    synthetic: the page says that the patients were rendered; seconds: time by stage, for the
+    record. Raises ConfigError, CheckpointError or ShardError naming what is missing.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trained = load_run(run, device)
+    evaluation, embeddings = evaluate(
+        trained.model, trained.tokenizer, trained.config, data, device=device
+    )
+    print_tables(evaluation, console)
+    facts = {"machine": machine(), "step": trained.step, "synthetic": synthetic}
+    metrics = {**evaluation.to_dict(), "facts": {**facts, "seconds": seconds or {}}}
+    output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(metrics, indent=1, ensure_ascii=False)
+    (output / "metrics.json").write_text(text, encoding="utf-8")
+    write_page(
+        output / "report.html",
+        evaluation=evaluation,
+        embeddings=embeddings,
+        shards=data,
+        run_title=title,
+        config_summary=to_dict(trained.config),
+        training_log=run / "metrics.csv",
+        facts=facts,
+    )
+    console.print(f"Figures: {output / 'metrics.json'}\nPage:    {output / 'report.html'}")
+    return metrics
+
+
+def machine() -> str:
+    """Name this machine's GPUs, or its processor and cores, in a few words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{len(os.sched_getaffinity(0))} cores of {name}"
