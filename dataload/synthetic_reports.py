@@ -36,19 +36,19 @@ LOCATION_TERMS = {
     "macular": {"en": "macula", "zh": "黄斑区"},
 }
 
+# some writers name the finding alone, others its severity, its place or both
+_DETAILS = ((), ("severity",), ("location",), ("severity", "location"))
+_DETAIL_SHARES = (0.45, 0.15, 0.2, 0.2)
 _STATEMENTS = {
-    "en": ("{severity} {term} in the {location}", "{term} in the {location}, {severity}"),
-    "zh": ("{location}见{severity}{term}", "{location}可见{term},{severity}"),
+    (): {"en": "{term}", "zh": "{term}"},
+    ("severity",): {"en": "{severity} {term}", "zh": "{severity}{term}"},
+    ("location",): {"en": "{term} in the {location}", "zh": "{location}见{term}"},
+    ("severity", "location"): {
+        "en": "{severity} {term} in the {location}",
+        "zh": "{location}见{severity}{term}",
+    },
 }
-_SEVERITY_AFTER = {
-    "few": {"en": "few in number", "zh": "数量少"},
-    "several": {"en": "scattered", "zh": "散在分布"},
-    "many": {"en": "numerous", "zh": "数量多"},
-}
-_CUPPING = {
-    "en": ("{term} of {ratio}", "{term} ({ratio}) with thinning of the rim"),
-    "zh": ("{term},约{ratio}", "{term}(C/D {ratio}),盘沿变窄"),
-}
+_CUPPING = {"en": "{term} of {ratio}", "zh": "{term},约{ratio}"}
 _EYE_SENTENCE = {"en": "{eye}: {statements}.", "zh": "{eye}:{statements}。"}
 _JOIN_STATEMENTS = {"en": "; ", "zh": ";"}
 _JOIN_SENTENCES = {"en": " ", "zh": ""}
@@ -67,15 +67,16 @@ def write_report(
         patient: number of the patient, 1 or more.
 
     Returns:
-        One line of text. Eyes with the same findings are described together.
+        One line of text. Eyes of which it says the same are described together.
     """
     rng = np.random.default_rng((seed, patient, 1))
-    if findings.get("left") == findings.get("right"):
-        sentences = [_eye_sentence("both", findings["left"], language, rng)]
-    else:
-        sentences = [
-            _eye_sentence(eye, findings[eye], language, rng) for eye in EYES if eye in findings
-        ]
+    details = _DETAILS[rng.choice(len(_DETAILS), p=_DETAIL_SHARES)]
+    statements = {
+        eye: _statements(findings[eye], details, language) for eye in EYES if eye in findings
+    }
+    if statements.get("left") == statements.get("right"):
+        statements = {"both": statements["left"]}
+    sentences = [_sentence(eye, words, language) for eye, words in statements.items()]
     absent = [eye for eye in EYES if eye not in findings]
     if absent and rng.random() < 0.5:
         name = EYE_TERMS[absent[0]][language]
@@ -119,19 +120,21 @@ def _sentence(eye, statements, language):
     return _EYE_SENTENCE[language].format(eye=EYE_TERMS[eye][language], statements=statements)
 
 
-def _eye_sentence(eye, findings, language, rng):
+def _statements(findings, details, language):
     # healthy wording is fixed: these are the reports that repeat word for word
     if not findings:
-        return _sentence(eye, HEALTHY_TERMS[language][0], language)
-    statements = [_statement(finding, language, rng) for finding in findings]
-    return _sentence(eye, _JOIN_STATEMENTS[language].join(statements), language)
+        return HEALTHY_TERMS[language][0]
+    words = [_statement(finding, details, language) for finding in findings]
+    return _JOIN_STATEMENTS[language].join(words)
 
 
-def _statement(finding, language, rng):
+def _statement(finding, details, language):
     term = FINDING_TERMS[finding.name][language][0]
-    variant = int(rng.integers(2))
     if finding.name == "cupping":
-        return _CUPPING[language][variant].format(term=term, ratio=f"{finding.cup_to_disc:.1f}")
-    severity = (SEVERITY_TERMS, _SEVERITY_AFTER)[variant][finding.severity][language]
-    location = LOCATION_TERMS[finding.location][language]
-    return _STATEMENTS[language][variant].format(term=term, severity=severity, location=location)
+        wording = _CUPPING[language] if details else "{term}"
+        return wording.format(term=term, ratio=f"{finding.cup_to_disc:.1f}")
+    return _STATEMENTS[details][language].format(
+        term=term,
+        severity=SEVERITY_TERMS[finding.severity][language],
+        location=LOCATION_TERMS[finding.location][language],
+    )

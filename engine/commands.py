@@ -1,5 +1,6 @@
 """How a command ends: exit status 0, or 2 with one clear message for what its user can mend."""
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -30,8 +31,10 @@ def run_command(app: typer.Typer, argv=None) -> int:
     except (ValueError, OSError) as error:
         if isinstance(error, ValueError) and not _raised_here(error):
             raise
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        # every rank meets the same refusal; one of them says so
+        if os.environ.get("RANK", "0") == "0":
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
 

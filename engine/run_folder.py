@@ -41,20 +41,28 @@ class TrainedModel:
     step: int
 
 
-def prepare(run: Path, config: Config, tokenizer: Path) -> None:
-    """Make the run's folder, or check that it holds a run of the same recipe and tokenizer.
+def check(run: Path, config: Config, tokenizer: Path) -> None:
+    """Refuse to continue a run of another recipe or tokenizer; all ranks may call this.
 
-    Raises ConfigError naming the keys that differ, or the folder if it holds something else.
+    A run without a checkpoint has nothing to continue and is started anew. Raises ConfigError
+    naming the keys that differ.
     """
-    kept_tokenizer = run / f"tokenizer{tokenizer.suffix}"
-    if (run / CONFIG).exists():
-        _compare(run, config)
-        if load_tokenizer(kept_tokenizer).fingerprint != load_tokenizer(tokenizer).fingerprint:
-            raise ConfigError(f"{run}: was started with another tokenizer than {tokenizer}")
+    if latest_checkpoint(run) is None:
+        return
+    _compare(run, config)
+    kept = _kept_tokenizer(run)
+    if load_tokenizer(kept).fingerprint != load_tokenizer(tokenizer).fingerprint:
+        raise ConfigError(f"{run}: was started with another tokenizer than {tokenizer}")
+
+
+def prepare(run: Path, config: Config, tokenizer: Path) -> None:
+    """Make the run's folder and write the recipe and the tokenizer into it; the main rank's."""
+    if latest_checkpoint(run) is not None:
         return
     run.mkdir(parents=True, exist_ok=True)
-    if tokenizer.resolve() != kept_tokenizer.resolve():
-        shutil.copyfile(tokenizer, kept_tokenizer)
+    kept = run / f"tokenizer{tokenizer.suffix}"
+    if tokenizer.resolve() != kept.resolve():
+        shutil.copyfile(tokenizer, kept)
     save_config(config, run / CONFIG)
 
 
@@ -68,17 +76,21 @@ def load_run(run: Path, device="cpu") -> TrainedModel:
     folder = latest_checkpoint(run)
     if folder is None:
         raise CheckpointError(f"{run}: holds no checkpoint yet; train first")
-    tokenizers = sorted(run.glob("tokenizer.*"))
-    if not tokenizers:
-        raise ConfigError(f"{run}: holds no tokenizer.model or tokenizer.txt")
     model = DualEncoder(config.model)
     load_strictly(model, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
     return TrainedModel(
         model=model.to(torch.device(device)).eval(),
-        tokenizer=load_tokenizer(tokenizers[0]),
+        tokenizer=load_tokenizer(_kept_tokenizer(run)),
         config=config,
         step=read_state(folder)["step"],
     )
+
+
+def _kept_tokenizer(run):
+    tokenizers = sorted(run.glob("tokenizer.*"))
+    if not tokenizers:
+        raise ConfigError(f"{run}: holds no tokenizer.model or tokenizer.txt")
+    return tokenizers[0]
 
 
 def _compare(run, config):

@@ -76,6 +76,9 @@ class TextTransformer(nn.Module):
     def forward(self, tokens):
         """Map (B, T) int64 token ids, 0 = padding, to (B, W) states of the first token."""
         mask = tokens != 0
+        if tokens.device.type == "cpu":
+            # columns of padding alone; on a GPU asking for the longest report would be a sync
+            tokens, mask = (part[:, : int(mask.sum(1).max())] for part in (tokens, mask))
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         # every report is one segment: token type 0
         x = self.words(tokens) + self.positions(positions) + self.token_types[0]

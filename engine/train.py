@@ -32,7 +32,7 @@ from engine.model import DualEncoder
 from engine.objective import Objective
 from engine.tracing import ProfilerWindow, parse_window, trace
 from engine.weights import initialise
-from engine.world import deepspeed_config, import_deepspeed, join_world
+from engine.world import deepspeed_config, import_deepspeed, join_world, micro_batch_size
 
 
 def train(config, *, data: Path, tokenizer: Path, output: Path, window=None) -> None:
@@ -44,13 +44,12 @@ def train(config, *, data: Path, tokenizer: Path, output: Path, window=None) -> 
     words = load_tokenizer(tokenizer)
     config = with_vocabulary(config, words)
     world = join_world()
-    if world.is_main:
-        run_folder.prepare(output, config, tokenizer)
-    dist.barrier()
+    run_folder.check(output, config, tokenizer)
+    per_rank = micro_batch_size(config, world.size) * config.training.accumulation
     loader = build_loader(
         ShardReader(data),
         tokenizer=words,
-        batch_size=config.training.batch_size // world.size,
+        batch_size=per_rank,
         training=True,
         seed=config.seed,
         rank=world.rank,
@@ -61,6 +60,8 @@ def train(config, *, data: Path, tokenizer: Path, output: Path, window=None) -> 
     engine, loaded = build_engine(config, world)
     steps = total_steps(config, loader.steps_per_epoch)
     first = checkpoint.resume(engine, output, world, config)
+    if world.is_main:
+        run_folder.prepare(output, config, tokenizer)
     meters = Meters(
         output,
         steps=steps,
