@@ -22,7 +22,7 @@ from dataload.synthetic_render import encode_photograph
 from dataload.synthetic_reports import LANGUAGES, write_report
 
 # part of cohort.json: raise it whenever the same arguments give other photographs or reports
-COHORT_VERSION = 6
+COHORT_VERSION = 7
 _MARKER = "cohort.json"
 _MANIFEST = "patients.csv"
 _PHOTO_NAME = re.compile(r"P\d{6,}_(left|right)\.jpg(\.part)?")

@@ -1,6 +1,6 @@
 """Draws lesions: where each one lies and its outline, into the renderer's density masks.
 
-Sizes are fractions of the field's diameter: microaneurysms 1.2 to 1.7 %, haemorrhages 2 to
+Sizes are fractions of the field's diameter: microaneurysms 1.4 to 1.8 %, haemorrhages 2.8 to
 4 %, exudates 0.6 to 2 %, drusen 1.1 to 2.7 %. They are larger than life, for a model that learns
 at 128 pixels.
 """
@@ -11,8 +11,8 @@ from PIL import ImageDraw
 from dataload.synthetic_findings import Finding
 
 _COUNTS = {
-    "microaneurysms": {"few": (6, 9), "several": (12, 17), "many": (24, 34)},
-    "haemorrhages": {"few": (3, 4), "several": (6, 9), "many": (12, 17)},
+    "microaneurysms": {"few": (10, 14), "several": (18, 26), "many": (34, 46)},
+    "haemorrhages": {"few": (5, 7), "several": (9, 13), "many": (15, 20)},
     "drusen": {"few": (6, 10), "several": (14, 22), "many": (32, 48)},
 }
 # clusters of exudates, and bits per cluster
@@ -39,11 +39,11 @@ def draw_dark_lesions(draw: ImageDraw.ImageDraw, rng, finding: Finding, view) ->
     for centre in centres:
         density = int(rng.integers(205, 256))
         if finding.name == "microaneurysms":
-            _disc(draw, view, centre, rng.uniform(0.012, 0.017), density)
+            _disc(draw, view, centre, rng.uniform(0.014, 0.018), density)
         elif rng.random() < 0.35:
             _flame(draw, rng, view, centre, density)
         else:
-            diameter = rng.uniform(0.021, 0.035)
+            diameter = rng.uniform(0.028, 0.038)
             # thinner towards its border
             for share, depth in ((1.12, 0.5), (0.95, 0.85), (0.75, 1.0)):
                 _blot(draw, rng, view, centre, share * diameter, 0.22, int(depth * density))
