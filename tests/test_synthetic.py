@@ -177,7 +177,8 @@ def test_some_reports_repeat_and_most_do_not():
     rows = [synthetic._row(0, number, "mixed") for number in range(1, 2001)]
     counts = Counter(row["report"] for row in rows)
     repeated = sum(count for count in counts.values() if count > 1) / len(rows)
-    assert 0.11 < repeated < 0.18
+    # half of the writers give no details: reports of the same findings then repeat too
+    assert 0.25 < repeated < 0.45
     assert all("\n" not in row["report"] for row in rows)
 
 
