@@ -18,18 +18,27 @@ def _settle(device):
         torch.cuda.synchronize(device)
 
 
-def time_interleaved(runs, *, repeats, device):
+def time_interleaved(runs, *, repeats, device, before=None):
     """Time the callables `runs`, a dictionary by name, `repeats` times each after one warm-up.
 
     They take turns, in reversed order every second time, so that a machine that slows down slows
-    all of them. A run is called with `lap`, and lap("forward") notes the seconds since its start.
-    Returns by name a dictionary of medians, "<lap>_s" and "total_s", the interquartile range
-    "total_iqr_s", and on a CPU "cpu_s", the processor time of all threads, which says more than
-    the clock where others use the machine too.
+    all of them. `repeats` may be a dictionary by name: who has fewer sits out some turns, evenly.
+    `before` is called ahead of every run, outside its time. A run is called with `lap`, and
+    lap("forward") notes the seconds since its start. Returns by name a dictionary of "repeats",
+    medians "<lap>_s" and "total_s", the interquartile range "total_iqr_s", and on a CPU "cpu_s",
+    the processor time of all threads, which says more than the clock where others use the machine
+    too.
     """
+    counts = repeats if isinstance(repeats, dict) else dict.fromkeys(runs, repeats)
+    turns = max(counts.values(), default=0)
     laps = {name: [] for name in runs}
-    for turn in range(repeats + 1):
+    for turn in range(turns + 1):
         for name in list(runs)[:: -1 if turn % 2 else 1]:
+            # the turns at which the share of what is to be done reaches the next whole number
+            if turn and turn * counts[name] // turns == (turn - 1) * counts[name] // turns:
+                continue
+            if before is not None:
+                before()
             taken = _one(runs[name], device)
             if turn:
                 laps[name].append(taken)
@@ -54,10 +63,16 @@ def _one(run, device):
 
 
 def _summary(taken):
-    totals = sorted(one["total"] for one in taken)
-    quarter = len(totals) // 4
+    totals = [one["total"] for one in taken]
     summary = {f"{name}_s": statistics.median(one[name] for one in taken) for name in taken[0]}
-    return summary | {"total_iqr_s": totals[-1 - quarter] - totals[quarter]}
+    return summary | {"total_iqr_s": interquartile(totals), "repeats": len(taken)}
+
+
+def interquartile(values):
+    """The range of the middle half of `values`."""
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return ordered[-1 - quarter] - ordered[quarter]
 
 
 def peak_memory(run, device):
@@ -99,11 +114,13 @@ def _resident(field):
 def in_fresh_process(module, *options):
     """Run `python -m module options` and return the JSON value that it prints last.
 
-    Raises RuntimeError with the process' own words where it fails.
+    Raises RuntimeError with the process' last words where it fails.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, options)], capture_output=True, text=True
     )
     if done.returncode:
-        raise RuntimeError(f"{module} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        # a traceback ends with what went wrong
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise RuntimeError(f"{module} ended with {done.returncode}: {last[:500]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -61,9 +61,9 @@ def _cpu():
     return f"{names[0]}, {len(names)} logical" if names else platform.processor()
 
 
-def _versions():
+def _versions(packages):
     found = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *packages):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -71,10 +71,11 @@ def _versions():
     return {name: version for name, version in found.items() if version}
 
 
-def make_record(benchmark, device, rows, *, folders, **settings):
+def make_record(benchmark, device, rows, *, folders, packages=(), **settings):
     """Return a Record of `rows` measured on the torch device `device` with these settings.
 
-    `folders` are those of the checkout whose code was measured, to say whether it was committed.
+    `folders` are those of the checkout whose code was measured, to say whether it was committed;
+    `packages` are distributions whose versions matter besides torch, triton and numpy.
     """
     cuda = device.type == "cuda"
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -89,7 +90,7 @@ def make_record(benchmark, device, rows, *, folders, **settings):
         cpu=_cpu(),
         threads=torch.get_num_threads(),
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        versions=_versions(),
+        versions=_versions(packages),
         settings=settings,
         rows=rows,
     )

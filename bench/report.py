@@ -53,7 +53,8 @@ def loss_table() -> str:
     path, record = newest("loss-cpu")
     lines = ["| B | implementation | forward + backward | CPU time | peak memory |"]
     lines.append("|---|---|---|---|---|")
-    for row in record["rows"]:
+    # a row without a time says why it was not run
+    for row in [row for row in record["rows"] if row.get("total_s")]:
         lines.append(
             f"| {row['size']:,} | {row['implementation']} | {row['total_s']:.2f} s "
             f"| {row['cpu_s']:.2f} s | {row['peak_bytes'] / MIB:,.0f} MiB |"
