@@ -22,9 +22,10 @@ _LOCATIONS = {
 }
 _ONE_EYE = 0.08
 _HEALTHY = 0.08
-# of the patients who are not healthy: a finding in both eyes, or in one eye only
-_IN_BOTH_EYES = 0.17
-_IN_ONE_EYE = 0.34
+# of the patients who are not healthy: a finding in both eyes, or in one eye only; most diseases of
+# the retina affect both
+_IN_BOTH_EYES = 0.26
+_IN_ONE_EYE = 0.14
 _FELLOW_ALIKE = 0.6
 
 

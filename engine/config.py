@@ -130,7 +130,7 @@ class LossConfig:
 
     negatives: Literal["global", "local"] = "global"
     same_report: Literal["negative", "ignore", "positive"] = "negative"
-    backend: Literal["auto", "torch", "reference"] = "auto"
+    backend: Literal["auto", "triton", "torch", "reference"] = "auto"
     workspace_mib: Count | None = None
 
 

@@ -1,7 +1,7 @@
 """Which implementation of an operator runs: can Triton run here, and what does `auto` mean?
 
-`BACKENDS` lists what this version contains, the fastest first; `auto` takes the first that can run
-on this machine.
+`BACKENDS` lists them, the fastest first. `auto` takes Triton for features on a GPU that it runs on,
+and PyTorch everywhere else; Triton's interpreter is for tests, and must be asked for.
 """
 
 import importlib.util
@@ -9,12 +9,13 @@ import os
 
 import torch
 
-BACKENDS = ("torch", "reference")
+BACKENDS = ("triton", "torch", "reference")
 
 # the spellings that Triton itself reads as "on"
 _ON = ("1", "true", "on", "yes", "y")
 
 
+@torch.compiler.assume_constant_result
 def triton_mode():
     """Return how Triton would run here: "cuda", "interpreter" or "none".
 
@@ -31,20 +32,27 @@ def triton_mode():
     return "none"
 
 
-def _runs_here(backend):
-    return backend != "triton" or triton_mode() != "none"
+def resolve_backend(backend, features):
+    """Return the backend for these features: the named one, or for "auto" the fastest that fits.
 
-
-def resolve_backend(backend):
-    """Return the backend that `backend` names: itself, or for "auto" the fastest that can run here.
-
-    Raises ValueError for a backend that this version does not contain.
+    Raises ValueError for an unknown name, and for "triton" where it cannot run: without Triton, on
+    another device than it runs on here, or for float64.
     """
-    if backend == "auto":
-        return next(name for name in BACKENDS if _runs_here(name))
-    if backend in BACKENDS:
+    if backend not in ("auto", *BACKENDS):
+        offered = ", ".join(f'"{name}"' for name in ("auto", *BACKENDS))
+        raise ValueError(f"backend is {backend!r}; expected one of {offered}")
+    if backend not in ("auto", "triton"):
         return backend
-    offered = ", ".join(f'"{name}"' for name in ("auto", *BACKENDS))
-    if backend == "triton":
-        raise ValueError(f'backend "triton" is not in this version yet; it has {offered}')
-    raise ValueError(f"backend is {backend!r}; expected one of {offered}")
+    mode = triton_mode()
+    needed = {"cuda": "cuda", "interpreter": "cpu", "none": None}[mode]
+    fits = features.device.type == needed and features.dtype != torch.float64
+    if backend == "auto":
+        return "triton" if fits and mode == "cuda" else "torch"
+    if not fits:
+        dtype = str(features.dtype).removeprefix("torch.")
+        raise ValueError(
+            'backend "triton" needs Triton, an NVIDIA GPU of compute capability 8.0 or newer and '
+            f"features in float32, bfloat16 or float16 on it; they are {dtype} on "
+            f"{features.device}, and Triton's mode here is {mode!r}"
+        )
+    return backend

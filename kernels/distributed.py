@@ -42,6 +42,33 @@ class Ranks:
         collective(everyone, local, group=self.group)
         return everyone.view(tensor.dtype).view(-1, *tensor.shape[1:])
 
+    def start_gather(self, result, tensor):
+        """Begin to fill contiguous `result` (W * B, ...) with the (B, ...) of all ranks.
+
+        Returns a handle: `result` may be read and `tensor` changed after its wait().
+        """
+        return dist.all_gather_into_tensor(
+            result.view(-1).view(torch.uint8),
+            tensor.contiguous().view(-1).view(torch.uint8),
+            group=self.group,
+            async_op=True,
+        )
+
+    def start_rotation(self, tensor):
+        """Begin to send `tensor` to the next rank, and to receive the previous one's.
+
+        Returns the tensor received and handles to wait() for before it is read.
+        """
+        received = torch.empty_like(tensor)
+        next_rank, previous_rank = (
+            dist.get_global_rank(self.group, (self.rank + step) % self.size) for step in (1, -1)
+        )
+        exchange = [
+            dist.P2POp(dist.isend, tensor.view(-1).view(torch.uint8), next_rank, self.group),
+            dist.P2POp(dist.irecv, received.view(-1).view(torch.uint8), previous_rank, self.group),
+        ]
+        return received, dist.batch_isend_irecv(exchange)
+
     def reduce_scatter(self, tensor):
         """Return (B, ...): this rank's part of the sum over ranks of (W * B, ...); no gradient."""
         if self.size == 1:

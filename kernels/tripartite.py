@@ -2,7 +2,7 @@
 
 Levels are `left`, `right` and `patient` in RET-CLIP (arXiv:2405.14137), always in this order; any
 number of levels works, one level is CLIP's loss. The definition is in reference.py; chunked.py
-computes the same in bounded memory.
+computes the same in bounded memory, fused.py with Triton kernels (docs/loss.md).
 
 Shapes: K levels, B patients in the local batch, W ranks, D features.
 """
@@ -60,18 +60,20 @@ def tripartite_loss(
       call backward with the same upstream gradient. Every rank gets the loss of the global batch.
       Feature gradients are W times that loss's (the gradient of `logit_scale` is complete on each
       rank), so that parameter gradients averaged over ranks are exactly its gradient.
-    - `backend`: "auto", "torch" (any device, bounded memory, no second derivatives: they raise
-      RuntimeError) or "reference" (the definition, O(B^2) memory).
-    - `workspace_bytes`: bound on the "torch" backend's temporary tiles; None is 32 MiB on a CPU and
-      512 MiB elsewhere. Beyond it stand the O(B) statistics, in half precision float32 gradients of
-      one level, with `group` one level's gathered text and its gradient. "reference" takes what it
-      needs.
+    - `backend`: "auto", "triton" (NVIDIA GPUs; fp16 products with fp32 sums, errors near 1e-3 of a
+      gradient), "torch" (any device) or "reference" (the definition, O(B^2) memory). The first two
+      need bounded memory and have no second derivatives: they raise RuntimeError. "auto" is
+      "triton" for features on a GPU that runs it, unless they are float64, and else "torch".
+    - `workspace_bytes`: bound on temporary tiles; None is 32 MiB on a CPU and 512 MiB elsewhere.
+      Beyond it stand the O(B) statistics and, of one level ("triton": or of all that fit at once),
+      float32 sums of gradients in half precision, gathered text with `group`, and for "triton" fp16
+      copies of the features. "reference" takes what it needs.
 
     Returns TripartiteLoss(total, levels). Raises ValueError for a wrong shape, dtype, device or
-    option, naming it.
+    option, naming it. `torch.compile(fullgraph=True)` takes "triton" without `group`.
     """
-    backend = resolve_backend(backend)
     _check_features(image, text, logit_scale)
+    backend = resolve_backend(backend, image)
     _check_masks(image, present, report_id, same_report)
     _check_workspace(workspace_bytes)
     ranks = _ranks(group)
@@ -80,10 +82,20 @@ def tripartite_loss(
         image, text = (_gathered_features(part, ranks) for part in (image, text))
         levels = reference_levels(image, text, logit_scale, **masks)
     else:
-        levels = chunked_levels(
+        levels = _bounded(backend)(
             image, text, logit_scale, ranks=ranks, workspace_bytes=workspace_bytes, **masks
         )
     return TripartiteLoss(total=levels.sum(), levels=levels)
+
+
+def _bounded(backend):
+    """The function of a backend that needs bounded memory."""
+    if backend == "torch":
+        return chunked_levels
+    # triton is imported where it is used: a machine without it has the other backends
+    from kernels.contrastive import fused_levels
+
+    return fused_levels
 
 
 def _ranks(group):

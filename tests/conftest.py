@@ -1,9 +1,19 @@
-"""Shared fixtures: the folders of golden data beside the checkout, where they are present."""
+"""Shared fixtures: the folders of golden data beside the checkout, where they are present.
 
+Where there is no GPU, Triton's interpreter runs the kernels: it must be switched on before anything
+imports Triton.
+"""
+
+import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+import triton_interpreter
 from tiny_run import write_tiny_data
+
+if importlib.util.find_spec("triton") and not torch.cuda.is_available():
+    triton_interpreter.mend()
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -7,6 +7,7 @@ import traceback
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import triton_interpreter
 
 
 def free_port():
@@ -20,6 +21,9 @@ def _worker(rank, fn, world, port, arguments, failures):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
+    if os.environ.get("TRITON_INTERPRET"):
+        # set by the parent's conftest.py
+        triton_interpreter.mend()
     try:
         dist.init_process_group("gloo", rank=rank, world_size=world)
         fn(rank, world, *arguments)

@@ -1,6 +1,7 @@
 """Where Triton could run, and what `auto` chooses."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,10 +34,33 @@ def test_without_triton_there_is_none(monkeypatch):
     assert backend.triton_mode() == "none"
 
 
-def test_auto_takes_the_fastest_that_runs_here(monkeypatch):
-    assert backend.resolve_backend("auto") == "torch"
-    monkeypatch.setattr(backend, "BACKENDS", ("triton", "torch", "reference"))
-    monkeypatch.setattr(backend, "triton_mode", lambda: "none")
-    assert backend.resolve_backend("auto") == "torch"
-    monkeypatch.setattr(backend, "triton_mode", lambda: "cuda")
-    assert backend.resolve_backend("auto") == "triton"
+@pytest.mark.parametrize(
+    ("mode", "dtype", "expected"),
+    [
+        ("none", torch.float32, "torch"),
+        ("cuda", torch.float32, "triton"),
+        ("cuda", torch.bfloat16, "triton"),
+        ("cuda", torch.float64, "torch"),
+        ("interpreter", torch.float32, "torch"),
+    ],
+)
+def test_auto_takes_the_fastest_that_fits(monkeypatch, mode, dtype, expected):
+    monkeypatch.setattr(backend, "triton_mode", lambda: mode)
+    device = torch.device("cuda" if mode == "cuda" else "cpu")
+    features = SimpleNamespace(device=device, dtype=dtype)
+    assert backend.resolve_backend("auto", features) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "features", "words"),
+    [
+        ("none", torch.ones(1), "float32 on cpu, and Triton's mode here is 'none'"),
+        ("cuda", torch.ones(1), "float32 on cpu, and Triton's mode here is 'cuda'"),
+        ("interpreter", torch.ones(1).double(), "float64 on cpu"),
+    ],
+)
+def test_triton_where_it_cannot_run_is_refused(monkeypatch, mode, features, words):
+    monkeypatch.setattr(backend, "triton_mode", lambda: mode)
+    with pytest.raises(ValueError, match='backend "triton" needs Triton, an NVIDIA GPU') as caught:
+        backend.resolve_backend("triton", features)
+    assert words in str(caught.value)

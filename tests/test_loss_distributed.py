@@ -14,6 +14,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from kernels import tripartite_loss
+from kernels.backend import triton_mode
 
 LEVELS, WIDTH, INPUTS = 3, 16, 8
 PER_RANK = 7
@@ -149,7 +150,49 @@ def _check(rank, world):
             _check_group_of_one(rank, world)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+def _check_fused(rank, world):
+    """The Triton loss, text gathered and text going round the ring, against one process."""
+    from kernels import contrastive_plan
+
+    upstream = torch.tensor([1.0, 0.5, -3.0])
+    whole = _batch(world, torch.float32)
+    for same_report in loss_cases.SAME_REPORT:
+        exact_parameters = _parameters()
+        exact = _loss(
+            exact_parameters, _batch(world), same_report=same_report, backend="reference"
+        ).levels
+        expected = torch.autograd.grad((exact * upstream.double()).sum(), exact_parameters)
+        for limit in (contrastive_plan.GATHER_LIMIT, 0):
+            contrastive_plan.GATHER_LIMIT, before = limit, contrastive_plan.GATHER_LIMIT
+            parameters = _parameters(torch.float32)
+            found = _loss(
+                parameters,
+                _slice(whole, rank),
+                same_report=same_report,
+                backend="triton",
+                group=dist.group.WORLD,
+            )
+            gradients = torch.autograd.grad((found.levels * upstream).sum(), parameters)
+            contrastive_plan.GATHER_LIMIT = before
+            label = f"{same_report} {'ring' if limit == 0 else 'gathered'}"
+            # 16 features of fp16 operands: their rounding hardly averages out
+            torch.testing.assert_close(
+                found.levels.double(), exact, rtol=2e-3, atol=2e-3, msg=label
+            )
+            assert _same_everywhere(found.levels.detach(), world), label
+            for gradient, sought in zip(_average(gradients, world), expected, strict=True):
+                assert loss_cases.relative_error(gradient, sought) < 5e-3, label
+
+
+@pytest.mark.skipif(
+    triton_mode() != "interpreter", reason="gloo ranks run Triton's interpreter, which is off here"
+)
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_fused_equals_one_process(world):
+    run_ranks(_check_fused, world)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
 def test_equals_one_process(world):
     """On three ranks also: a group may be a part of the world, and a group of one is no group."""
     run_ranks(_check, world)

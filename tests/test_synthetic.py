@@ -168,9 +168,10 @@ def test_findings_are_common_and_differ_between_eyes():
     )
     assert (np.abs(present.mean(axis=0) - 0.3) < 0.06).all()
     left, right = present[:, 0], present[:, 1]
-    # fellow eyes are correlated, yet a finding is more often in one eye than in both
+    # fellow eyes are correlated, yet in every third patient with a finding only one eye has it
     assert ((left & right).mean(axis=0) > 1.2 * left.mean(axis=0) * right.mean(axis=0)).all()
-    assert ((left ^ right).mean(axis=0) > (left & right).mean(axis=0)).all()
+    one_eyed = (left ^ right).sum(axis=0) / (left | right).sum(axis=0)
+    assert ((one_eyed > 0.25) & (one_eyed < 0.45)).all()
 
 
 def test_some_reports_repeat_and_most_do_not():
