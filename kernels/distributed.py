@@ -14,6 +14,11 @@ import torch
 import torch.distributed as dist
 
 
+def _bytes(tensor):
+    """A flat view as bytes (of a copy if not contiguous): gloo moves neither bool nor bfloat16."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """The ranks that share a global batch: `group`, which holds this rank, or None for it alone."""
@@ -34,25 +39,18 @@ class Ranks:
         """Return (W * B, ...): the (B, ...) of all ranks in rank order; any dtype, no gradient."""
         if self.size == 1:
             return tensor
-        # torch 2.13 renamed the collective; 2.11 has the old name only
-        collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        # as bytes: gloo gathers neither bool nor bfloat16
-        local = tensor.contiguous().reshape(-1).view(torch.uint8)
-        everyone = local.new_empty(self.size * local.numel())
-        collective(everyone, local, group=self.group)
-        return everyone.view(tensor.dtype).view(-1, *tensor.shape[1:])
+        everyone = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
+        self.start_gather(everyone, tensor).wait()
+        return everyone
 
     def start_gather(self, result, tensor):
         """Begin to fill contiguous `result` (W * B, ...) with the (B, ...) of all ranks.
 
         Returns a handle: `result` may be read and `tensor` changed after its wait().
         """
-        return dist.all_gather_into_tensor(
-            result.view(-1).view(torch.uint8),
-            tensor.contiguous().view(-1).view(torch.uint8),
-            group=self.group,
-            async_op=True,
-        )
+        # torch 2.13 renamed the collective; 2.11 has the old name only
+        collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        return collective(_bytes(result), _bytes(tensor), group=self.group, async_op=True)
 
     def start_rotation(self, tensor):
         """Begin to send `tensor` to the next rank, and to receive the previous one's.
@@ -64,8 +62,8 @@ class Ranks:
             dist.get_global_rank(self.group, (self.rank + step) % self.size) for step in (1, -1)
         )
         exchange = [
-            dist.P2POp(dist.isend, tensor.view(-1).view(torch.uint8), next_rank, self.group),
-            dist.P2POp(dist.irecv, received.view(-1).view(torch.uint8), previous_rank, self.group),
+            dist.P2POp(dist.isend, _bytes(tensor), next_rank, self.group),
+            dist.P2POp(dist.irecv, _bytes(received), previous_rank, self.group),
         ]
         return received, dist.batch_isend_irecv(exchange)
 

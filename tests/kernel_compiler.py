@@ -95,7 +95,8 @@ def describe_arguments(kernel, values, named):
             signature[param.name], constants[(place,)] = "constexpr", value
             continue
         if isinstance(value, torch.Tensor):
-            signature[param.name], divisible = f"*{TYPES[value.dtype]}", True
+            signature[param.name] = f"*{TYPES[value.dtype]}"
+            divisible = value.data_ptr() % 16 == 0
         elif isinstance(value, float):
             signature[param.name], divisible = "fp32", False
         else:

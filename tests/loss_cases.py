@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 SAME_REPORT = ("negative", "ignore", "positive")
-CASES = ("random", "converged", "clustered", "cone", "opposed", "mislabelled", "equal")
+CASES = ("random", "converged", "clustered", "shifted", "cone", "opposed", "mislabelled", "equal")
 
 
 def error_budget(dtype):
@@ -41,10 +41,11 @@ def features(case, levels, size, width, *, seed=0):
     elif case == "clustered":
         centre = noise(levels, 3, width)[:, torch.arange(size) % 3]
         image, text = centre + 0.01 * image, centre + 0.01 * text
-    elif case == "cone":
-        # every cosine near -0.5
+    elif case in ("shifted", "cone"):
+        # cosines of -1 / (1 + spread^2) on average: -0.05 and -0.5
+        spread = 19**0.5 if case == "shifted" else 1.0
         axis = unit(noise(width))
-        image, text = axis + 0.6 * unit(image), -axis + 0.6 * unit(text)
+        image, text = axis + spread * unit(image), -axis + spread * unit(text)
     elif case == "opposed":
         # own pairs at cosine -1, some others at 1
         image[:, 1::2] = -image[:, : size - size % 2 : 2]

@@ -172,10 +172,7 @@ def test_a_column_far_below_every_row_maximum_keeps_its_sum():
 
 
 def test_cosines_of_minus_a_half_need_no_second_pass():
-    image, text = (loss_cases.unit(torch.randn(1, 150, 64)) for _ in "it")
-    axis = torch.zeros(64)
-    axis[0] = 1
-    image, text = loss_cases.unit(image + axis), loss_cases.unit(text - axis)
+    image, text = (part.float() for part in loss_cases.features("cone", 1, 150, 64, seed=5))
     assert -0.6 < (image @ text.mT).mean() < -0.4
     assert not sums_left_the_range(image, text, torch.tensor([100.0]))
 
@@ -336,6 +333,13 @@ def test_a_cuda_graph_captures_forward_and_backward():
         leaves[0].copy_(inputs[1])
     graph.replay()
     torch.testing.assert_close(captured, step(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["random", "shifted"])
+def test_from_1024_patients_on_the_loss_is_right_to_1e_4(case):
+    image, text = (part.float() for part in loss_cases.features(case, 1, 1030, 512, seed=4))
+    compare((image, text, torch.tensor([90.0])), upstream=torch.ones(1), loss_error=1e-4)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA GPU")
