@@ -271,7 +271,7 @@ def stored_weights_kernel(
     tl.store(weights_ptr + place, weights.to(tl.float16), mask=inside)
 
 
-_STORED_ROWS, _STORED_COLUMNS = 32, 256
+_STORED_ROWS, _STORED_COLUMNS = 32, 128
 
 
 def write_weights(walk, block, area, found, weights, stored):

@@ -156,7 +156,8 @@ def _check_fused(rank, world):
 
     upstream = torch.tensor([1.0, 0.5, -3.0])
     whole = _batch(world, torch.float32)
-    for same_report in loss_cases.SAME_REPORT:
+    # the interpreter is slow, and the ranks share a few cores
+    for same_report in loss_cases.SAME_REPORT if world == 2 else ("positive",):
         exact_parameters = _parameters()
         exact = _loss(
             exact_parameters, _batch(world), same_report=same_report, backend="reference"
