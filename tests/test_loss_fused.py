@@ -35,12 +35,19 @@ def on_device(*tensors):
 
 
 def compare(
-    inputs, *, upstream=UPSTREAM, loss_error=5e-4, gradient_error=2e-3, floor=0.0, **options
+    inputs,
+    *,
+    upstream=UPSTREAM,
+    loss_error=5e-4,
+    gradient_error=2e-3,
+    scale_error=1e-3,
+    floor=0.0,
+    **options,
 ):
     """Hold the fused loss of `inputs` to the reference of their float64 values; returns the levels.
 
-    floor: feature gradients of a smaller norm are rounding of larger terms, and held to it; the
-    scale's, a weighted mean of cosines, then is held to 0.2.
+    floor: gradients of a smaller norm are rounding of larger terms, and held to it, or to 1 for the
+    scale's, a weighted mean of cosines.
     """
     inputs, upstream = on_device(*inputs), upstream.to(DEVICE)
     masks = {
@@ -55,15 +62,18 @@ def compare(
         ("image", "text", "scale"), found[1], expected[1], strict=True
     ):
         assert gradient.isfinite().all(), name
-        least = min(floor, 0.2) if name == "scale" else floor
+        least, allowed = floor, gradient_error
+        if name == "scale":
+            # a sum over all pairs, in which rounding averages out
+            least, allowed = min(floor, 1.0), scale_error
         limit = max(exact.norm().item(), least)
-        assert (gradient.double() - exact).norm().item() <= gradient_error * limit, name
+        assert (gradient.double() - exact).norm().item() <= allowed * limit, name
     return found[0]
 
 
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("same_report", loss_cases.SAME_REPORT)
-@pytest.mark.parametrize(("size", "width"), [(1, 16), (2, 48), (65, 512), (127, 80)])
+@pytest.mark.parametrize(("size", "width"), [(1, 16), (2, 48), (65, 512), (127, 80), (20, 1024)])
 def test_equals_the_reference(monkeypatch, size, width, same_report, stored):
     monkeypatch.setattr(contrastive_plan, "STORE_FROM", 1 if stored else 1 << 30)
     image, text = (
@@ -79,6 +89,7 @@ def test_equals_the_reference(monkeypatch, size, width, same_report, stored):
         loss_error=1e-3 * (512 / width) ** 0.5,
         # of bf16 exponentials, which few rows do not average out either
         gradient_error=4e-3 if stored else 2e-3,
+        scale_error=4e-3 if stored else 1e-3,
         floor=1.0 if size < 3 else 0.0,
     )
 
