@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataload.shard_reader import ShardError
+
 EYES = ("left", "right")
 # side in pixels of what is decoded in place of an absent photograph
 PLACEHOLDER_SIDE = 16
@@ -75,6 +77,10 @@ def read_patient_table(reader):
                 photographs += [(p.shard, p.offset, p.size, p.height, p.width) for p in entries]
                 owner += [(number, eye)] * len(entries)
             examinations.append((text, visit.report_id, *spans))
+    if not photographs:
+        raise ShardError(
+            f"{reader.folder}: no photograph of a known eye; give the manifest's rows an eye"
+        )
     patients.append((len(examinations), 1))
     examinations.append((0, 0, 0, 0, 0, 0))
     photographs.append((-1, 0, 0, PLACEHOLDER_SIDE, PLACEHOLDER_SIDE))

@@ -9,7 +9,7 @@ import codecs
 import csv
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 EYES = ("left", "right", "unknown")
@@ -76,12 +76,19 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a manifest holds; `photographs_named` counts every photograph that its rows name."""
+    """What a manifest holds; `photographs_named` counts every photograph that its rows name.
+
+    `columns` are its column names, casefolded; `encoding` is what its bytes were read as:
+    utf-8-sig, gb18030 or utf-16.
+    """
 
     path: Path
     records: tuple[PatientRecord, ...]
     problems: tuple[Problem, ...]
     photographs_named: int
+    columns: tuple[str, ...]
+    # the same rows in another encoding are the same manifest
+    encoding: str = field(compare=False)
 
 
 @dataclass(slots=True)
@@ -113,7 +120,7 @@ def read_manifest(path, *, keep_columns=()):
         if first == "[":
             raise ManifestError(f"{path}: is one JSON array; write one object per line (JSONL)")
         rows = _jsonl_rows if first == "{" else _csv_rows
-        collector = _Collector(path, keep_columns)
+        collector = _Collector(path, keep_columns, encoding)
         for row, fields in rows(file, path, keep_columns):
             collector.add(row, fields)
     return collector.finish()
@@ -241,8 +248,8 @@ def _names(fields, name):
 class _Collector:
     """Gathers rows into patients; remembers in which row each examination was seen first."""
 
-    def __init__(self, path, keep_columns):
-        self.path = path
+    def __init__(self, path, keep_columns, encoding):
+        self.path, self.encoding, self.columns = path, encoding, {}
         # not resolved: the manifest may be a link, and photographs lie beside the link
         self.base = path.absolute().parent
         self.keep_columns = keep_columns
@@ -256,6 +263,7 @@ class _Collector:
             self._reject(row, str(fields), photographs=1)
             self.named += 1
             return
+        self.columns |= dict.fromkeys(fields)
         named = 0
         patient_id = ""
         try:
@@ -370,6 +378,8 @@ class _Collector:
             records=tuple(records),
             problems=problems,
             photographs_named=self.named,
+            columns=tuple(self.columns),
+            encoding=self.encoding,
         )
 
     def _is_complete(self, patient_id, draft):

@@ -11,6 +11,14 @@ from dataload.shard_writer import write_atomically
 REJECT_COLUMNS = ("row", "patient_id", "file", "reason")
 
 
+def read_rejects(path):
+    """Return a rejects.csv as dictionaries by REJECT_COLUMNS; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 class Rejects:
     """Lines of rejects.csv, and the share of photographs that they stand for."""
 

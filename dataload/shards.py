@@ -6,7 +6,6 @@ split's patients. What cannot be used goes to rejects.csv, and the rest goes on.
 """
 
 import contextlib
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -25,7 +24,7 @@ from dataload.photographs import (
     prepare_photograph,
 )
 from dataload.records import read_manifest
-from dataload.rejects import Rejects
+from dataload.rejects import Rejects, read_rejects
 from dataload.shard_reader import ShardError, ShardReader, read_info
 from dataload.shard_writer import (
     DATASET_FILE,
@@ -51,7 +50,8 @@ PATIENTS_PER_PROCESS = 32
 class BuildSummary:
     """What a build left behind.
 
-    `distinct_reports` is counted among the training patients, `rejects` are rejects.csv's lines.
+    `distinct_reports` is counted among the training patients, `rejects` are rejects.csv's lines,
+    `encoding` is what the manifest was read as.
     """
 
     train: Path
@@ -63,6 +63,7 @@ class BuildSummary:
     rejects: int
     rejects_file: Path
     reused: bool
+    encoding: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +158,7 @@ def _carry_out(plan, progress):
         raise ShardError(
             f"{error.filename or plan.output}: cannot build the shards ({error.strerror})"
         ) from error
-    return _summarise(plan, splits, reused=reused)
+    return _summarise(plan, splits, reused=reused, encoding=contents.encoding)
 
 
 def _source_hash(plan, contents):
@@ -358,13 +359,9 @@ class _Pack:
             self.writer.abandon()
 
 
-def _summarise(plan, splits, *, reused):
+def _summarise(plan, splits, *, reused, encoding):
     infos = {split: read_info(plan.output / split) for split in splits}
     rejects = plan.output / REJECTS_FILE
-    lines = 0
-    if rejects.exists():
-        with rejects.open(encoding="utf-8", newline="") as file:
-            lines = sum(1 for _ in csv.reader(file)) - 1
     return BuildSummary(
         train=plan.output / "train",
         test=plan.output / "test" if "test" in splits else None,
@@ -372,7 +369,8 @@ def _summarise(plan, splits, *, reused):
         test_patients=infos["test"].patients if "test" in splits else 0,
         photographs=sum(sum(info.photographs.values()) for info in infos.values()),
         distinct_reports=infos["train"].reports["distinct"],
-        rejects=lines,
+        rejects=len(read_rejects(rejects)),
         rejects_file=rejects,
         reused=reused,
+        encoding=encoding,
     )

@@ -58,6 +58,9 @@ def save_checkpoint(engine, run: Path, step: int, world, config) -> Path:
     return root / name
 
 
+_ELSE = f"name an older step in {FOLDER}/{POINTER}, or remove {FOLDER} to start anew"
+
+
 def latest_checkpoint(run: Path) -> Path | None:
     """Return the folder that the pointer names, or None if the run has no checkpoint yet.
 
@@ -79,7 +82,10 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 def read_state(checkpoint: Path) -> dict:
     """Return state.json of a checkpoint folder: step, ranks, zero_stage, torch."""
-    return json.loads((checkpoint / STATE).read_text())
+    try:
+        return json.loads((checkpoint / STATE).read_text())
+    except ValueError:
+        raise CheckpointError(f"{checkpoint / STATE}: damaged; {_ELSE}") from None
 
 
 def resume(engine, run: Path, world, config) -> int:
@@ -96,9 +102,14 @@ def resume(engine, run: Path, world, config) -> int:
         if state[key] != value:
             raise CheckpointError(
                 f"{folder}: saved with {key} {state[key]}, this run has {key} {value}; "
-                f"continue with {state[key]}, or start a new run from its {WEIGHTS}"
+                f"continue with {state[key]}, or start anew in another --output"
             )
-    path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    try:
+        path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    # whatever the unpickling of a damaged file ends with
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder}: cannot be read ({reason}); {_ELSE}") from None
     if path is None:
         raise CheckpointError(f"{folder}: DeepSpeed found no files of this run in it")
     return state["step"]

@@ -13,12 +13,14 @@ from rich.progress import Progress
 
 from engine.commands import run_command
 
+_SHOWN_REJECTS = 5
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Pre-train RET-CLIP on two fundus photographs and one report per patient.",
 )
-shards_app = typer.Typer(no_args_is_help=True, help="Build and inspect shard sets.")
+shards_app = typer.Typer(no_args_is_help=True, help="Build shard sets.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Train tokenizers.")
 app.add_typer(shards_app, name="shards")
 app.add_typer(tokenizer_app, name="tokenizer")
@@ -75,7 +77,7 @@ def shards_build(
             workers=workers,
             progress=advance,
         )
-    print(summary)
+    _say(summary)
 
 
 @tokenizer_app.command("train")
@@ -88,6 +90,8 @@ def tokenizer_train(
     from dataload.reports import SentencePieceTokenizer
     from dataload.shards import ShardReader
 
+    if output.suffix != ".model":
+        raise ValueError(f"{output}: name a file that ends in .model")
     reports = ShardReader(shards).reports()
     tokenizer = SentencePieceTokenizer.train(reports, output, vocabulary_size=vocabulary_size)
     print(f"{tokenizer.vocabulary_size} pieces from {len(reports)} reports in {output}")
@@ -121,6 +125,25 @@ def demo(
     return run_demo(
         output=output, manifest=manifest, config=config, patients=patients, overrides=override
     )
+
+
+def _say(summary):
+    """Print what a build left, and the first photographs and rows that it could not use."""
+    from dataload.rejects import read_rejects
+
+    held_out = f" and {summary.test_patients} in {summary.test}" if summary.test else ""
+    again = "already built: " if summary.reused else ""
+    print(
+        f"{again}{summary.train_patients} patients in {summary.train}{held_out}; "
+        f"{summary.photographs} photographs, {summary.distinct_reports} distinct reports"
+    )
+    if summary.encoding == "gb18030":
+        print("the manifest is not UTF-8 and was read as GB18030: are its reports Chinese?")
+    if summary.rejects:
+        rejects = read_rejects(summary.rejects_file)
+        print(f"{summary.rejects} rejected, all in {summary.rejects_file}:")
+        for reject in rejects[:_SHOWN_REJECTS]:
+            print(f"  row {reject['row']}: {reject['reason']}")
 
 
 class _progress:

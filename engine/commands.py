@@ -5,11 +5,14 @@ import sys
 import traceback
 from pathlib import Path
 
-import click
 import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("engine", "dataload", "kernels", "bench")
+# typer carries a click of its own: the base class of its errors is found from one of them
+_UsageProblem = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 
 def run_command(app: typer.Typer, argv=None) -> int:
@@ -23,9 +26,9 @@ def run_command(app: typer.Typer, argv=None) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(argv, standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         return 130
-    except click.ClickException as error:
+    except _UsageProblem as error:
         error.show()
         return 2
     except (ValueError, OSError) as error:

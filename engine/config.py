@@ -1,7 +1,7 @@
 """Recipes: one YAML file per run, read into frozen, validated dataclasses.
 
 A recipe names only what differs from the defaults below. Every key can be overridden on the command
-line (`--set training.epochs=3`). An unknown key, a wrong type or an impossible combination raises
+line (`--training.epochs=3`). An unknown key, a wrong type or an impossible combination raises
 ConfigError with one line per problem that names the key and what would be right. DeepSpeed's
 dictionary is derived from the recipe (engine/world.py), never written by hand.
 """
@@ -19,11 +19,13 @@ from pydantic.dataclasses import dataclass
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
+# strict: true is no number
+Count = Annotated[int, Field(ge=1, strict=True)]
+Index = Annotated[int, Field(ge=0, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 section = dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 
@@ -139,7 +141,7 @@ class OptimizerConfig:
     """AdamW and its schedule, RET-CLIP's figures by default."""
 
     lr: Positive = 3e-5
-    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.98)
     eps: Positive = 1e-6
     weight_decay: NotNegative = 0.001
     # official: BERT's LayerNorm weights and the class embedding are decayed, as in RET-CLIP's code

@@ -4,7 +4,6 @@ Each stage is started as its own command and shown before it runs. A demo that w
 on where it stopped; one of another cohort or recipe is moved aside, never overwritten.
 """
 
-import csv
 import json
 import os
 import shlex
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 
 import engine
-from dataload.records import ManifestError
+from dataload.records import read_manifest
 from dataload.shards import ShardReader
 from engine.config import load_config, to_dict
 from engine.results import evaluate_run
@@ -48,6 +47,9 @@ def run_demo(*, output, manifest, config, patients, overrides) -> int:
     console = Console()
     stages = Stages(console)
     recipe = load_config(config, overrides)
+    if manifest is not None:
+        # before a folder is touched: a wrong manifest must not move a demo aside
+        read_manifest(manifest)
     _claim(output, manifest, patients, recipe, console)
     if manifest is None:
         cohort = output / "cohort"
@@ -125,8 +127,9 @@ def _claim(output, manifest, patients, recipe, console):
     cohort = str(Path(manifest).resolve()) if manifest else f"{patients} rendered patients"
     wanted = {"cohort": cohort, "recipe": to_dict(recipe)}
     if output.exists() and any(output.iterdir()):
-        held = json.loads(mark.read_text()) if mark.exists() else None
-        if held == wanted:
+        if not mark.exists():
+            raise DemoError(f"{output}: holds files that are no demo; name another --output")
+        if _held(mark) == wanted:
             return
         number = 1
         while (aside := output.with_name(f"{output.name}-{number}")).exists():
@@ -137,19 +140,23 @@ def _claim(output, manifest, patients, recipe, console):
     mark.write_text(json.dumps(wanted, indent=1))
 
 
+def _held(mark):
+    """What a demo's folder holds; None where a kill has left the mark half written."""
+    try:
+        return json.loads(mark.read_text())
+    except ValueError:
+        return None
+
+
 def _label_columns(manifest, recipe):
     """Columns of the manifest that label a finding of the recipe, per eye or per patient."""
-    try:
-        with open(manifest, newline="", encoding="utf-8-sig", errors="replace") as file:
-            header = next(csv.reader(file), [])
-    except OSError as error:
-        raise ManifestError(f"{manifest}: cannot read the manifest: {error.strerror}") from None
+    header = read_manifest(manifest).columns
     wanted = [
         name
         for finding in recipe.evaluation.findings
         for name in (f"left_{finding.name}", f"right_{finding.name}", finding.name)
     ]
-    return [name for name in wanted if name in header]
+    return [name for name in wanted if name.casefold() in header]
 
 
 def _judge(metrics, console):

@@ -230,8 +230,8 @@ def print_tables(evaluation: Evaluation, console: Console) -> None:
 
 def _retrieval_table(evaluation):
     table = Table(title="Retrieval, patient level (chance in brackets)", title_justify="left")
-    table.add_column("Query -> answer")
-    table.add_column("Pool")
+    table.add_column("Query -> answer", overflow="fold")
+    table.add_column("Pool", overflow="fold")
     for heading in (*(f"recall@{k}" for k in KS), "median rank"):
         table.add_column(heading, justify="right")
     pools = {"distinct": "one patient per distinct report", "all": "all; repeats are hits"}
@@ -249,7 +249,8 @@ def _retrieval_table(evaluation):
 def _zero_shot_table(evaluation):
     table = Table(title="Zero-shot AUROC (chance 0.5)", title_justify="left")
     for heading in ("Finding", "AUROC", "95% interval", "With", "Without", "Labels"):
-        table.add_column(heading, justify="right" if heading in ("With", "Without") else "left")
+        justify = "right" if heading in ("With", "Without") else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for result in evaluation.zero_shot:
         value = result.reason if result.auroc is None else f"{result.auroc:.3f}"
         interval = "-" if result.interval is None else "{:.3f} to {:.3f}".format(*result.interval)

@@ -58,6 +58,8 @@ def check(run: Path, config: Config, tokenizer: Path) -> None:
 def prepare(run: Path, config: Config, tokenizer: Path) -> None:
     """Make the run's folder and write the recipe and the tokenizer into it; the main rank's."""
     if latest_checkpoint(run) is not None:
+        # what may change may have changed
+        save_config(config, run / CONFIG)
         return
     run.mkdir(parents=True, exist_ok=True)
     kept = run / f"tokenizer{tokenizer.suffix}"

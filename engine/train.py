@@ -69,10 +69,12 @@ def train(config, *, data: Path, tokenizer: Path, output: Path, window=None) -> 
         log_every=config.training.log_every,
         is_main=world.is_main,
     )
-    for line in loaded:
-        meters.event(line)
-    if first:
+    if first == steps:
+        meters.event(f"already complete: {steps} steps", step=first)
+    elif first:
         meters.event(f"continuing after step {first} of {steps}", step=first)
+    for line in loaded if not first else ():
+        meters.event(line)
     profiler = ProfilerWindow(window, output)
     try:
         run_steps(engine, loader, config, world, meters, profiler, output, first, steps)

@@ -92,16 +92,23 @@ def read_state(source):
     path = Path(source)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weight file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         # weights_only: a downloaded file must not execute code
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{path}: not a checkpoint of tensors: {reason}") from None
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"{path}: is a TorchScript archive; save its weights alone first: "
+                f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pt')"
+            ) from None
+        raise WeightsError(f"{path}: damaged, or not a checkpoint of tensors alone") from None
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise WeightsError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    return state
 
 
 def unwrap(state):

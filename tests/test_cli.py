@@ -119,3 +119,35 @@ def test_defects_keep_their_traceback():
 
 def test_the_tiny_recipe_is_one(tiny_data):
     assert load_config(tiny_data["recipe"]).training.steps == RECIPE["training"]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["bogus"], "No such command"),
+        (["synth", "cohort", "--patients", "0"], "greater than or equal to 1"),
+        (["shards", "build"], "Missing argument"),
+    ],
+)
+def test_a_mistyped_command_is_explained(words, shown):
+    done = retclip(*words)
+    assert done.returncode == 2, done.stderr
+    assert shown in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_tokenizer_under_another_name_is_refused(tmp_path):
+    assert "name a file that ends in .model" in error_of(
+        retclip("tokenizer", "train", tmp_path, tmp_path / "words")
+    )
+
+
+def test_a_western_manifest_is_not_taken_for_chinese_in_silence(tmp_path):
+    manifest = write_tiny_cohort(tmp_path, patients=3)
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    patient, left, right, _, *rest = lines[1].split(",")
+    lines = [lines[0], ",".join([patient, left, right, "défaut maculaire", *rest])]
+    manifest.write_bytes("\n".join(lines).encode("latin-1"))
+    words = ["--workers", 1, "--short-side", 48]
+    done = retclip("shards", "build", manifest, tmp_path / "shards", *words)
+    assert done.returncode == 0, done.stderr
+    assert "is not UTF-8 and was read as GB18030" in done.stdout

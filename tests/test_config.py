@@ -43,6 +43,11 @@ def test_overrides_reach_nested_keys(tmp_path):
         ({"training": {"epochs": 1}, "modle": {}}, r"modle: unknown key; known here: seed, model"),
         ({"training": {"epochs": "many"}}, r"training\.epochs: .*integer.*got 'many'"),
         ({"training": {"epochs": 0}}, r"training\.epochs: .*greater than or equal to 1.*got 0"),
+        ({"training": {"epochs": True}}, r"training\.epochs: .*integer.*got True"),
+        (
+            {"training": {"epochs": 1}, "optimizer": {"betas": [1.0, 0.9]}},
+            r"optimizer\.betas.*less than 1.*got 1.0",
+        ),
         ({"training": {"epochs": 1, "steps": 2}}, r"training: give either epochs or steps"),
         ({"training": {"epochs": 1, "zero_stage": 4}}, r"training\.zero_stage: .*got 4"),
         ({}, r"training: this key is required"),

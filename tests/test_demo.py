@@ -71,3 +71,16 @@ def test_a_manifest_that_is_missing_is_one_line(tmp_path):
     done = demo(tmp_path / "demo", "--manifest", tmp_path / "absent.csv")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "absent.csv" in done.stderr
+
+
+def test_a_wrong_manifest_or_a_folder_of_others_is_left_alone(tmp_path):
+    output = tmp_path / "demo"
+    output.mkdir()
+    (output / "demo.json").write_text("{}")
+    done = demo(output, "--manifest", tmp_path / "absent.csv")
+    assert done.returncode == 2 and "absent.csv" in done.stderr
+    assert list(tmp_path.iterdir()) == [output]
+    (output / "demo.json").rename(output / "thesis.txt")
+    done = demo(output, "--patients", 40)
+    assert done.returncode == 2 and "holds files that are no demo" in done.stderr
+    assert [path.name for path in output.iterdir()] == ["thesis.txt"]

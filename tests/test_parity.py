@@ -105,9 +105,25 @@ def test_missing_and_extra_keys_are_named(golden, change, named):
         build(golden, state)
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
-    (tmp_path / "ret-clip.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(WeightsError, match=r"ret-clip\.pt"):
-        load_retclip(tmp_path / "ret-clip.pt")
+@pytest.mark.parametrize(
+    ("name", "write", "reason"),
+    [
+        ("a.pt", lambda path: path.write_bytes(b"not a checkpoint"), "damaged, or not a checkp"),
+        ("a.safetensors", lambda path: path.write_bytes(b"\xff\xd8\xff\xe0 JFIF"), "damaged, or"),
+        ("a.pt", lambda path: torch.save([1, 2], path), "holds a list, not a state dict"),
+        (
+            "a.pt",
+            lambda path: torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.ones(1)), path),
+            "is a TorchScript archive; save its weights alone first",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(jit|TorchScript).*")
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name, write, reason):
+    path = tmp_path / name
+    write(path)
+    with pytest.raises(WeightsError, match=reason) as caught:
+        load_retclip(path)
+    assert str(path) in str(caught.value) and "weights_only" not in str(caught.value)
     with pytest.raises(WeightsError, match="no such weight file"):
         load_retclip(tmp_path / "absent.pt")

@@ -157,3 +157,25 @@ def test_another_zero_stage_is_refused_with_what_would_be_right(tiny_data, finis
     done = run(train_command(tiny_data, output, "--training.zero_stage=2"))
     assert done.returncode == 2
     assert "saved with zero_stage 1, this run has zero_stage 2" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_one_line(tiny_data, finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "copy")
+    folder = latest_checkpoint(output)
+    for path in folder.glob("*.pt"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = run(train_command(tiny_data, output))
+    assert done.returncode == 2, done.stderr
+    assert f"{folder}: cannot be read" in done.stderr and "Traceback" not in done.stderr
+    (folder / "state.json").write_text("{")
+    done = run(train_command(tiny_data, output))
+    assert done.returncode == 2 and "state.json: damaged" in done.stderr
+
+
+def test_findings_may_change_when_a_run_is_continued(tiny_data, finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "copy")
+    done = run(train_command(tiny_data, output, "--evaluation.batch_size=7"))
+    assert done.returncode == 0, done.stderr
+    assert "already complete" in done.stdout + done.stderr
+    assert "every weight is random" not in done.stdout + done.stderr
+    assert "batch_size: 7" in (output / "config.yaml").read_text()
