@@ -16,11 +16,11 @@ import triton.language as tl
 from kernels.contrastive_tile import (
     POSITIVE,
     SAME_REPORT,
-    cosine_tile,
-    given_tile,
     keep_other_pairs,
+    load_logs,
     log2_scale,
     positive_pairs,
+    tile_cosines,
     tile_place,
 )
 from kernels.products import write_product
@@ -114,37 +114,25 @@ def weights_kernel(
     )
     row_start = block_row + row_tile * BLOCK_ROWS
     column_start = block_column + column_tile * BLOCK_COLUMNS
-    if FUSED:
-        cosines = cosine_tile(
-            row_operand_ptr + level * row_operand_level,
-            column_operand_ptr + level * column_operand_level,
-            row_start,
-            column_start,
-            DEPTH,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-            BLOCK_DEPTH,
-        )
-    else:
-        cosines = given_tile(
-            scores_ptr + level * scores_level,
-            row_tile * BLOCK_ROWS,
-            column_tile * BLOCK_COLUMNS,
-            weights_stride,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-        )
+    cosines = tile_cosines(
+        row_operand_ptr + level * row_operand_level,
+        column_operand_ptr + level * column_operand_level,
+        None if FUSED else scores_ptr + level * scores_level,
+        row_start,
+        column_start,
+        row_tile * BLOCK_ROWS,
+        column_tile * BLOCK_COLUMNS,
+        weights_stride,
+        FUSED,
+        DEPTH,
+        BLOCK_ROWS,
+        BLOCK_COLUMNS,
+        BLOCK_DEPTH,
+    )
     rows = row_start + tl.arange(0, BLOCK_ROWS)
     columns = column_start + tl.arange(0, BLOCK_COLUMNS)
-    infinite = float("inf")
-    row_log = tl.load(
-        row_log_ptr + level * row_log_level + rows, mask=rows < row_count, other=infinite
-    )
-    column_log = tl.load(
-        column_log_ptr + level * column_log_level + columns,
-        mask=columns < column_count,
-        other=infinite,
-    )
+    row_log = load_logs(row_log_ptr + level * row_log_level, rows, row_count)
+    column_log = load_logs(column_log_ptr + level * column_log_level, columns, column_count)
     factor, _ = log2_scale(scale_ptr, level, 0.0)
     by_row = tl.exp2(cosines * factor - (row_log - _WEIGHT_BITS)[:, None])
     by_column = tl.exp2(cosines * factor - (column_log - _WEIGHT_BITS)[None, :])
@@ -229,15 +217,8 @@ def stored_weights_kernel(
     exists = (rows[:, None] < row_count) & (columns[None, :] < column_count)
     kept = stored_ptr + level * stored_level + rows[:, None].to(tl.int64) * stored_stride
     exponentials = tl.load(kept + columns[None, :], mask=exists, other=0.0).to(tl.float32)
-    infinite = float("inf")
-    row_log = tl.load(
-        row_log_ptr + level * row_log_level + rows, mask=rows < row_count, other=infinite
-    )
-    column_log = tl.load(
-        column_log_ptr + level * column_log_level + columns,
-        mask=columns < column_count,
-        other=infinite,
-    )
+    row_log = load_logs(row_log_ptr + level * row_log_level, rows, row_count)
+    column_log = load_logs(column_log_ptr + level * column_log_level, columns, column_count)
     _, shift = log2_scale(scale_ptr, level, headroom)
     raised = shift + _WEIGHT_BITS
     weights = exponentials * (

@@ -19,10 +19,10 @@ from kernels.contrastive_tile import (
     POSITIVE,
     SAME_REPORT,
     cosine_tile,
-    given_tile,
     keep_other_pairs,
     log2_scale,
     positive_pairs,
+    tile_cosines,
     tile_place,
 )
 from kernels.products import write_product
@@ -82,22 +82,21 @@ def other_sums_kernel(
     panel_row = row_tile * BLOCK_ROWS
     row_start = panel_start + panel_row
     column_start = column_tile * BLOCK_COLUMNS
-    if FUSED:
-        cosines = cosine_tile(
-            row_operand_ptr + level * row_operand_level,
-            column_operand_ptr + level * column_operand_level,
-            row_start,
-            column_start,
-            DEPTH,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-            BLOCK_DEPTH,
-        )
-    else:
-        scores_level_ptr = scores_ptr + level * scores_level
-        cosines = given_tile(
-            scores_level_ptr, panel_row, column_start, scores_stride, BLOCK_ROWS, BLOCK_COLUMNS
-        )
+    cosines = tile_cosines(
+        row_operand_ptr + level * row_operand_level,
+        column_operand_ptr + level * column_operand_level,
+        None if FUSED else scores_ptr + level * scores_level,
+        row_start,
+        column_start,
+        panel_row,
+        column_start,
+        scores_stride,
+        FUSED,
+        DEPTH,
+        BLOCK_ROWS,
+        BLOCK_COLUMNS,
+        BLOCK_DEPTH,
+    )
     pairs = (
         present_ptr,
         report_ptr,

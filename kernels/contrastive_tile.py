@@ -67,18 +67,45 @@ def cosine_tile(
 
 
 @triton.jit
-def given_tile(
+def tile_cosines(
+    row_ptr,
+    column_ptr,
     scores_ptr,
     row_start,
     column_start,
-    row_stride,
+    scores_row,
+    scores_column,
+    scores_stride,
+    FUSED: tl.constexpr,
+    DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
 ):
-    """The same cosines where a matrix product has written them already, fp32."""
-    row_offsets = (row_start + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-    column_offsets = column_start + tl.arange(0, BLOCK_COLUMNS)
-    return tl.load(scores_ptr + row_offsets[:, None] * row_stride + column_offsets[None, :])
+    """A tile's cosines: made here, or read from fp32 scores that a matrix product has written."""
+    if FUSED:
+        cosines = cosine_tile(
+            row_ptr,
+            column_ptr,
+            row_start,
+            column_start,
+            DEPTH,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+            BLOCK_DEPTH,
+        )
+    else:
+        row_offsets = (scores_row + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+        column_offsets = scores_column + tl.arange(0, BLOCK_COLUMNS)
+        place = row_offsets[:, None] * scores_stride + column_offsets[None, :]
+        cosines = tl.load(scores_ptr + place)
+    return cosines
+
+
+@triton.jit
+def load_logs(log_ptr, places, count):
+    """Log-sum-exps of a level's rows or columns; beyond the last, +inf makes weights zero."""
+    return tl.load(log_ptr + places, mask=places < count, other=float("inf"))
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import torch
 from kernels import backend, tripartite_loss, tuning
 
 if backend.triton_mode() != "none":
-    from kernels import contrastive_plan
+    from kernels import contrastive, contrastive_plan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -146,7 +146,7 @@ def test_a_converged_loss_keeps_its_digits():
 
 def sums_left_the_range(image, text, scale):
     """Whether forward's guard saw that, for one level."""
-    _, _, _, _, _, flags, _ = torch.ops.retclip.contrastive_forward(
+    _, _, _, _, _, flags, _ = contrastive.contrastive_forward(
         *on_device(image, text, scale), None, None, "negative", "", 1 << 24, True
     )
     return bool(flags.item())
@@ -179,7 +179,8 @@ def test_a_column_far_below_every_row_maximum_keeps_its_sum():
     text = image.clone()
     text[0, 3] *= -1
     assert sums_left_the_range(image, text, torch.tensor([100.0]))
-    compare((image, text, torch.tensor([100.0])), upstream=torch.ones(1))
+    # identical weights are rounded alike, so their rounding does not average out
+    compare((image, text, torch.tensor([100.0])), upstream=torch.ones(1), scale_error=2e-3)
 
 
 def test_cosines_of_minus_a_half_need_no_second_pass():

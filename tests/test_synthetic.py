@@ -174,12 +174,13 @@ def test_findings_are_common_and_differ_between_eyes():
     assert ((one_eyed > 0.25) & (one_eyed < 0.45)).all()
 
 
-def test_some_reports_repeat_and_most_do_not():
+def test_many_reports_repeat_and_most_do_not():
     rows = [synthetic._row(0, number, "mixed") for number in range(1, 2001)]
     counts = Counter(row["report"] for row in rows)
     repeated = sum(count for count in counts.values() if count > 1) / len(rows)
     # half of the writers give no details: reports of the same findings then repeat too
-    assert 0.25 < repeated < 0.45
+    assert 0.35 < repeated < 0.55
+    assert len(counts) > 0.55 * len(rows)
     assert all("\n" not in row["report"] for row in rows)
 
 
