@@ -47,17 +47,16 @@ def run_demo(*, output, manifest, config, patients, overrides) -> int:
     console = Console()
     stages = Stages(console)
     recipe = load_config(config, overrides)
-    if manifest is not None:
-        # before a folder is touched: a wrong manifest must not move a demo aside
-        read_manifest(manifest)
+    # read before a folder is touched: a wrong manifest must not move a demo aside
+    columns = None if manifest is None else _label_columns(manifest, recipe)
     _claim(output, manifest, patients, recipe, console)
     if manifest is None:
         cohort = output / "cohort"
         stages.retclip("cohort", "synth", cohort, "--patients", patients)
         source = cohort / "patients.csv"
+        columns = _label_columns(source, recipe)
     else:
         source = manifest
-    columns = _label_columns(source, recipe)
     shards = output / "shards"
     stages.retclip(
         "shards",

@@ -284,7 +284,7 @@ def _launch(walk, block, panel, stored):
         block.operand.stride(0),
         *((0, 0) if fused else scores.stride()[:2]),
         *((0, 0) if stored is None else stored.stride()[:2]),
-        headroom(walk.everyone),
+        walk.headroom,
         DEPTH=walk.depth,
         HAS_PRESENT=walk.present_KN is not None,
         SAME_REPORT=SAME_REPORT[walk.same_report],
