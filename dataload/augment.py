@@ -6,6 +6,9 @@ draws, a resumed run repeats them, and the number of ranks does not enter. Two d
 differences from the official code: no flip unless asked for, since a mirrored eye is the fellow
 eye and the report says left and right; and a fixed order of the colour steps.
 
+`eye` is the slot that the photograph has in the batch, also after a swap of the eyes. A swapped
+patient is therefore, number for number, that patient of a cohort seen in a mirror.
+
 For a pixel x in [0, 255] with grey value g(x) = 0.299 R + 0.587 G + 0.114 B the colour step is
 
     y = b c (s x + (1 - s) g(x)) + 255 m (1 - c)
@@ -23,8 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataload.counter_random import uniforms
-from dataload.order import AUGMENTATION_STREAM
+from dataload.order import AUGMENTATION_STREAM, SWAP_STREAM
 
+FLIPS = ("none", "swap", "per_eye")
 _TRIES = 10
 
 
@@ -43,9 +47,11 @@ class Augmentation:
     `crop_scale` is the range of the crop's area as a fraction of the photograph (None: no crop),
     `crop_ratio` of its width by its height. `brightness`, `contrast`, `saturation` in [0, 1] are
     the half-widths of factors uniform about 1. A rectangle of `erase_area` (fraction) and
-    `erase_ratio` is set to zero with `erase_probability`. `flip`: "none", or "per_eye", the
-    official mirror image of each eye with probability 0.5, which destroys laterality. `joint`
-    gives both eyes of a patient the same draws. ValueError names the setting that is impossible.
+    `erase_ratio` is set to zero with `erase_probability`. `flip`, with probability 0.5 each time:
+    "none"; "swap", a patient in a mirror, whose eyes and the words of whose report change sides
+    with the photographs; "per_eye", the official mirror image of each eye, which destroys
+    laterality. `joint` gives both eyes of a patient the same draws. ValueError names the setting
+    that is impossible.
     """
 
     crop_scale: tuple[float, float] | None = (0.9, 1.0)
@@ -72,13 +78,10 @@ class Augmentation:
                 raise ValueError(
                     f"augmentation.{name} is {getattr(self, name)}: give a number from 0 to 1"
                 )
-        if self.flip == "swap":
+        if self.flip not in FLIPS:
             raise ValueError(
-                "augmentation.flip is 'swap', which needs shards that hold the report with left "
-                "and right exchanged, and these do not exist yet: give 'none' or 'per_eye'"
+                f"augmentation.flip is {self.flip!r}: give 'none', 'swap' or 'per_eye'"
             )
-        if self.flip not in ("none", "per_eye"):
-            raise ValueError(f"augmentation.flip is {self.flip!r}: give 'none' or 'per_eye'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +161,15 @@ def draw(settings, *, seed, epoch, patients, eye):
     )
 
 
+def draw_swaps(settings, *, seed, epoch, patients):
+    """Return which patients are seen in a mirror: (B,) bool, of (seed, epoch, patient) alone.
+
+    `patients` is (B,) integer. Nobody is unless `settings.flip` is "swap".
+    """
+    chance = uniforms((SWAP_STREAM, seed, epoch, patients), 1)[:, 0]
+    return (chance < 0.5) & (settings.flip == "swap")
+
+
 def _first_that_fits(height, width, fits):
     row = np.arange(len(fits))
     first = np.argmax(fits, axis=1)
@@ -200,6 +212,22 @@ def crop_boxes(draws, heights, widths):
     top = (place[:, 0] * (heights - height + found)).astype(np.int64)
     left = (place[:, 1] * (widths - width + found)).astype(np.int64)
     return np.stack([top, left, top + height, left + width], axis=1)
+
+
+def smallest_crops(settings, heights, widths):
+    """Return the height and the width, (N,) float64 pixels each, that no crop falls short of.
+
+    Up to rounding, of photographs of these sizes. A crop of a given area that fits has no side
+    shorter than that fraction of the photograph's; where none fits it is the central one.
+    """
+    if settings.crop_scale is None:
+        return np.asarray(heights, np.float64), np.asarray(widths, np.float64)
+    scale, (low, high) = settings.crop_scale[0], settings.crop_ratio
+    area = scale * heights * widths
+    height = np.maximum(scale * heights, np.sqrt(area / high))
+    width = np.maximum(scale * widths, np.sqrt(area * low))
+    central_height, central_width = _central(heights, widths, settings.crop_ratio)
+    return np.minimum(height, central_height), np.minimum(width, central_width)
 
 
 def erase_boxes(draws, image_size):

@@ -16,28 +16,58 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dataload.fundus_operator import find_fields
 from dataload.image_job import DecodeFailures
 
 # grey level that color_twist leaves alone when it changes the contrast of 8-bit input
 _DALI_CONTRAST_CENTRE = 128.0
 
 
-def _decode(fn, encoded, on_gpu, largest):
+def _decode(fn, encoded, on_gpu, largest=(0, 0), hw_decoder_load=None):
     # libjpeg's smooth chroma on both devices: by default nvJPEG repeats chroma samples
     options = {"jpeg_fancy_upsampling": True}
     if on_gpu:
         options |= {"preallocate_height_hint": largest[0], "preallocate_width_hint": largest[1]}
+        if hw_decoder_load is not None:
+            options["hw_decoder_load"] = hw_decoder_load
     return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", **options)
 
 
-def _process(images, job, settings):
+def _place_in_fields(images, boxes, on_gpu):
+    """Return where boxes (start, end), fractions of the field of view, lie in the images."""
+    from nvidia.dali import fn, math, types
+
+    field = fn.cast(find_fields(images, on_gpu), dtype=types.FLOAT)
+    corner, size = field[:2], field[2:]
+    # half up, as pillow_pipeline.place_in_field
+    return [corner + math.floor(box * size + 0.5) for box in boxes]
+
+
+def _cut(images, start, end):
+    """Return the corners of boxes cut to their images: outside them resize reads what is not its.
+
+    The index of a set says how large a photograph is, and may be wrong.
+    """
+    from nvidia.dali import fn, math, types
+
+    # taken on the CPU from what is known of the images, without a wait for a GPU
+    size = fn.cast(images.shape()[:2], dtype=types.FLOAT)
+    start = math.clamp(start, 0.0, size - 1.0)
+    return start, math.clamp(end, start + 1.0, size)
+
+
+def _process(images, job, settings, on_gpu):
     from nvidia.dali import fn, types
 
     kernels = {"bicubic": types.INTERP_CUBIC, "linear": types.INTERP_LINEAR}
+    start, end = job["start"], job["end"]
+    if settings.find_field:
+        start, end = _place_in_fields(images, (start, end), on_gpu)
+    start, end = _cut(images, start, end)
     images = fn.resize(
         images,
-        roi_start=job["start"],
-        roi_end=job["end"],
+        roi_start=start,
+        roi_end=end,
         size=[settings.image_size, settings.image_size],
         interp_type=kernels[settings.interpolation],
         antialias=True,
@@ -80,7 +110,7 @@ def _inputs(job, settings):
     return [np.ascontiguousarray(array) for array in arrays]
 
 
-def _build(source, settings, *, batch, device_id, threads, prefetch, largest):
+def _build(source, settings, *, batch, device_id, threads, prefetch, largest, hw_decoder_load):
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(
@@ -100,10 +130,10 @@ def _build(source, settings, *, batch, device_id, threads, prefetch, largest):
         )
         on_gpu = device_id is not None
         if settings.encoded:
-            images = _decode(fn, data, on_gpu, largest)
+            images = _decode(fn, data, on_gpu, largest, hw_decoder_load)
         else:
             images = data.gpu() if on_gpu else data
-        return _process(images, dict(zip(names, values, strict=True)), settings)
+        return _process(images, dict(zip(names, values, strict=True)), settings, on_gpu)
 
     pipeline = definition()
     pipeline.build()
@@ -117,7 +147,7 @@ def _build_decoder(device_id):
     @pipeline_def(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
     def definition():
         encoded = fn.external_source(name="encoded", dtype=types.UINT8)
-        return _decode(fn, encoded, device_id is not None, (0, 0))
+        return _decode(fn, encoded, device_id is not None)
 
     pipeline = definition()
     pipeline.build()
@@ -149,11 +179,22 @@ class DaliPipeline:
     """Carries out image jobs of `batch` photographs with DALI, `prefetch` batches ahead.
 
     On a CUDA `device` (torch.device) images are decoded, finished and handed over there; on any
-    other they stay in host memory. `largest` is the (height, width) in pixels of the largest
-    photograph, for which decoder memory is set aside on a GPU.
+    other they stay in host memory. On a GPU decoder memory is set aside for the `largest`
+    photograph, (height, width) in pixels, and `hw_decoder_load` (0 to 1, None: DALI's choice) of
+    them go to the decoding engines.
     """
 
-    def __init__(self, settings, *, batch, device, threads=2, prefetch=2, largest=(0, 0)):
+    def __init__(
+        self,
+        settings,
+        *,
+        batch,
+        device,
+        threads=2,
+        prefetch=2,
+        largest=(0, 0),
+        hw_decoder_load=None,
+    ):
         self.settings = settings
         self._device = torch.device(device)
         on_gpu = self._device.type == "cuda"
@@ -165,6 +206,7 @@ class DaliPipeline:
             "threads": threads,
             "prefetch": prefetch,
             "largest": largest,
+            "hw_decoder_load": hw_decoder_load,
         }
         self._idle = None
         self._decoder_checked = not (on_gpu and settings.encoded)

@@ -1,14 +1,17 @@
-"""Where the field of view lies in a fundus photograph: the box of the bright disc in NumPy.
+"""Where the field of view lies in a fundus photograph: the box of the bright disc.
 
 White margins are trimmed first. What the darkest corner shows is then taken for the surround, and
 rows and columns with enough pixels above it form the box. Only sums and counts over a strided
-grid are used, so that a native operator can give the same box.
+grid are used, so that native code gives the same box: NumPy is the definition, and C does the work
+where `make native` has built it.
 """
 
 import functools
 from dataclasses import dataclass
 
 import numpy as np
+
+from dataload.fundus_library import load_field_of_grid
 
 # raise it whenever a photograph's box may change: it is part of what makes a shard set current
 FIELD_VERSION = 1
@@ -69,6 +72,34 @@ def field_of_grid(grid, width, height):
     `grid` is uint8, (h, w) or (h, w, C): the pixels at step // 2 + k * step in both directions,
     with step = grid_step(width, height). For callers that can take these without the rest.
     """
+    native = _native()
+    if native is None or 0 in grid.shape:
+        return field_of_grid_numpy(grid, width, height)
+    step = grid_step(width, height)
+    points = tuple((side - step // 2 - 1) // step + 1 for side in (height, width))
+    if grid.dtype != np.uint8 or grid.shape[:2] != points:
+        raise ValueError(
+            f"the grid of {width} x {height} pixels is uint8 of {points} points, "
+            f"not {grid.dtype} of shape {grid.shape}"
+        )
+    if grid.ndim == 3 and grid.strides[2] != 1:
+        grid = np.ascontiguousarray(grid)
+    (y, x, box_height, box_width), found = native(grid, width, height)
+    return FieldOfView(x0=x, y0=y, x1=x + box_width, y1=y + box_height, found=found)
+
+
+def field_backend():
+    """Return who finds fields of view in this process: "native" code, or "numpy"."""
+    return "numpy" if _native() is None else "native"
+
+
+@functools.cache
+def _native():
+    return load_field_of_grid(FIELD_VERSION)
+
+
+def field_of_grid_numpy(grid, width, height):
+    """Return what `field_of_grid` returns, by the definition."""
     step = grid_step(width, height)
     if 0 in grid.shape:
         return FieldOfView(x0=0, y0=0, x1=width, y1=height, found=False)

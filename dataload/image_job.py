@@ -17,6 +17,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # weights of red, green and blue in the grey value (ITU-R BT.601)
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
 INTERPOLATIONS = ("bicubic", "linear")
+# side of the square on which boxes are drawn where the field of view is yet to be found; a power
+# of two, so that a box as fractions of it and pixels times these are exact in float32
+NOMINAL_SIDE = 1024
 
 
 class DecodeFailures(RuntimeError):
@@ -35,6 +38,7 @@ class ImageSettings:
     Finished images are `image_size` pixels square, RGB, (value / 255 - mean) / std by channel.
     `interpolation` is "bicubic" or "linear", both antialiased. `colour`: whether jobs carry
     colour factors. `encoded`: whether they carry encoded files, and not uint8 pixels.
+    `find_field`: whether boxes are fractions of the field of view, which the pipeline finds.
     """
 
     image_size: int
@@ -43,6 +47,7 @@ class ImageSettings:
     std: tuple[float, float, float] = CLIP_STD
     colour: bool = False
     encoded: bool = True
+    find_field: bool = False
 
     def __post_init__(self):
         if self.image_size < 1:
@@ -60,7 +65,8 @@ class ImageJob:
     """One batch of M photographs.
 
     `data`: M uint8 arrays, encoded files (n,) or pixels (H, W, 3). `boxes` (M, 4) float32: top,
-    left, bottom, right of what becomes the image, in pixels of the photograph. `gain` (M,) and
+    left, bottom, right of what becomes the image, in pixels of the photograph, or as fractions of
+    its field of view if that is found: rounded, half up, to whole pixels. `gain` (M,) and
     `offset` (M,) float32 in grey levels, `saturation` (M,): the colour step, gain (s x + (1 - s)
     g(x)) + offset. `mirror` (M,) int32, 1 = left and right exchanged. `erase` (M, 4) float32:
     top, left, height, width in pixels of the image of what is zero in the end.

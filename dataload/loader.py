@@ -14,63 +14,25 @@ Legend: B patients on this rank, S the side of an image, L the context length.
 """
 
 import importlib.util
-from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dataload.augment import Augmentation
-from dataload.batch_plan import Planner
-from dataload.image_job import CLIP_MEAN, CLIP_STD, DecodeFailures, ImageSettings
+from dataload.batch import Batch, pack_reports
+from dataload.batch_plan import Ahead, Planner
+from dataload.image_job import DecodeFailures
+from dataload.loader_settings import LoaderSettings
 from dataload.order import steps_per_epoch
 from dataload.patient_table import read_patient_table
+from dataload.photograph_cache import FullSize, TrainingSize, check_cache_fits
 from dataload.photograph_source import PhotographSource
 from dataload.pillow_pipeline import PillowPipeline
+from dataload.report_tokens import report_tokens
 from dataload.shards import ShardReader
 
-BACKENDS = ("auto", "dali", "pillow")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """B patients. An absent eye is all zeros, an absent patient (`index` -1) all absent.
-
-    `left`, `right` (B, 3, S, S) float32, normalised; `present_eyes` (2, B) bool, left then right;
-    `tokens` (B, L) int64, `lengths` (B,) int64: how many of them count; an absent patient has an
-    empty report. `report_id` (B,) int64, 0 for an absent patient; `index` (B,) int64 is the
-    patient's place in the shard set.
-    """
-
-    left: torch.Tensor
-    right: torch.Tensor
-    present_eyes: torch.Tensor
-    tokens: torch.Tensor
-    lengths: torch.Tensor
-    report_id: torch.Tensor
-    index: torch.Tensor
-
-    def to(self, device, non_blocking=False):
-        """Return the batch with every tensor on `device`."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
-            for field in fields(self)
-        }
-        return Batch(**moved)
-
-
-class ReportTokens:
-    """The tokens of each distinct report of a shard set, made once: 4 bytes a token."""
-
-    def __init__(self, texts, tokenizer, context_length):
-        tokens, lengths = tokenizer.encode(texts, context_length)
-        self._tokens = torch.from_numpy(np.asarray(tokens, dtype=np.int32))
-        self._lengths = torch.from_numpy(np.asarray(lengths, dtype=np.int64))
-
-    def take(self, rows):
-        """Return tokens (B, L) int64 and lengths (B,) int64 of B rows of the texts."""
-        rows = torch.from_numpy(rows)
-        return self._tokens[rows].long(), self._lengths[rows]
+__all__ = ["Batch", "Loader", "LoaderSettings", "build_loader"]
 
 
 class Loader:
@@ -80,15 +42,17 @@ class Loader:
     "pillow"; `decode_failures` counts the photographs found undecodable so far.
     """
 
-    def __init__(self, *, table, planner, source, pipeline, tokens, steps, device, backend):
-        self.steps_per_epoch = steps
+    def __init__(self, settings, *, table, source, pipeline, tokens, backend):
+        self.steps_per_epoch = steps_per_epoch(table.patients, settings.global_batch)
         self.backend = backend
         self._table = table
-        self._planner = planner
+        self._planner = Planner(table, source, settings)
         self._source = source
         self._pipeline = pipeline
         self._tokens = tokens
-        self._device = device
+        self._context_length = settings.context_length
+        self._device = torch.device(settings.device)
+        self._global_batch = settings.global_batch
         self._epoch, self._step = 0, 0
 
     @property
@@ -96,17 +60,29 @@ class Loader:
         return self._source.failures
 
     def state_dict(self):
-        """Return {"epoch", "step"} of the batch that comes after the last one handed out."""
-        return {"epoch": self._epoch, "step": self._step}
+        """Return {"epoch", "step", "global_batch"} of the batch after the last one handed out."""
+        return {"epoch": self._epoch, "step": self._step, "global_batch": self._global_batch}
 
     def load_state_dict(self, state):
-        """Continue at `state`: `epoch()` without a number starts there."""
-        self._epoch, self._step = int(state["epoch"]), int(state["step"])
+        """Continue at `state`: `epoch()` without a number starts there.
+
+        The state may be that of another number of ranks, or of another global batch if this one
+        divides what the epoch has shown so far; else ValueError: patients would come twice.
+        """
+        shown = int(state["step"]) * int(state["global_batch"])
+        if shown % self._global_batch:
+            raise ValueError(
+                f"step {state['step']} of a global batch of {state['global_batch']} comes after "
+                f"{shown} patients, which is no multiple of the global batch here, "
+                f"{self._global_batch}: give {state['global_batch']}, or another divisor of {shown}"
+            )
+        self._epoch, self._step = int(state["epoch"]), shown // self._global_batch
 
     def epoch(self, number=None, start_step=None):
         """Yield the batches of epoch `number` from `start_step` (0) on, in constant time.
 
-        Without a number: the rest of the epoch at which the state stands.
+        Without a number: the rest of the epoch at which the state stands. ShardError where a shard
+        has gone or was cut short since it was opened.
         """
         if number is None:
             number, start_step = self._epoch, self._step
@@ -114,22 +90,27 @@ class Loader:
         plans = {}
 
         def make_job(at):
-            plans[at] = self._planner.plan(number, at)
+            plans[at] = ahead(at)
             return plans[at].job
 
-        while step < self.steps_per_epoch:
-            try:
-                for images in self._pipeline.run(make_job, step, self.steps_per_epoch):
-                    plan = plans.pop(step)
-                    step += 1
-                    ended = step == self.steps_per_epoch
-                    self._epoch, self._step = (number + 1, 0) if ended else (number, step)
-                    yield self._batch(plan, images)
-            except DecodeFailures as failures:
-                self._planner.condemn(plans[failures.step], failures.positions)
+        with Ahead(partial(self._planner.plan, number), self.steps_per_epoch) as ahead:
+            while step < self.steps_per_epoch:
+                try:
+                    for images in self._pipeline.run(make_job, step, self.steps_per_epoch):
+                        plan = plans.pop(step)
+                        step += 1
+                        ended = step == self.steps_per_epoch
+                        self._epoch, self._step = (number + 1, 0) if ended else (number, step)
+                        yield self._batch(plan, images)
+                except DecodeFailures as failures:
+                    self._planner.condemn(plans[failures.step], failures.positions)
 
     def _batch(self, plan, images):
-        tokens, lengths = self._tokens.take(self._table.report[plan.examinations])
+        reports = plan.swapped.astype(np.int64), plan.examinations
+        tokens, lengths = map(
+            torch.from_numpy,
+            self._tokens.take(self._table.report[reports], self._context_length),
+        )
         count = len(plan.index)
         batch = Batch(
             left=images[:count],
@@ -137,7 +118,8 @@ class Loader:
             present_eyes=torch.from_numpy(plan.present_eyes),
             tokens=tokens,
             lengths=lengths,
-            report_id=torch.from_numpy(self._table.report_id[plan.examinations]),
+            packed=pack_reports(tokens, lengths),
+            report_id=torch.from_numpy(self._table.report_id[reports]),
             index=torch.from_numpy(plan.index),
         )
         return batch.to(self._device)
@@ -156,77 +138,24 @@ def _choose_backend(backend):
     return "dali" if has_dali else "pillow"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoaderSettings:
-    """The options of `build_loader`. ValueError names one that is impossible.
-
-    `context_length` L tokens, `batch_size` B patients on this rank, `image_size` S pixels.
-    `training`: shuffled by (seed, epoch) and augmented (`augmentation` None: its defaults);
-    otherwise in order and untouched. `rank` of `world` processes. `interpolation` "bicubic" or
-    "linear"; `mean`, `std`: three numbers each, for values in [0, 1]. `backend` "dali", "pillow"
-    or "auto", which is DALI where it is installed. On a CUDA `device` DALI decodes on that GPU.
-    `threads` and `prefetch`: threads and batches ahead. `cache_decoded` keeps decoded photographs
-    in host memory: 3 bytes a pixel of the shard set, from the first epoch on.
-    """
-
-    context_length: int
-    batch_size: int
-    image_size: int
-    training: bool
-    seed: int = 0
-    rank: int = 0
-    world: int = 1
-    augmentation: Augmentation | None = None
-    interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
-    backend: str = "auto"
-    device: torch.device | str = "cpu"
-    threads: int = 2
-    cache_decoded: bool = False
-    prefetch: int = 2
-
-    def __post_init__(self):
-        for name in ("batch_size", "world", "threads", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number from 1")
-        if not 0 <= self.rank < self.world:
-            raise ValueError(
-                f"rank is {self.rank}: give a number from 0 to {self.world - 1}, below world"
-            )
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}: give a whole number from 0")
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend is {self.backend!r}: give 'auto', 'dali' or 'pillow'")
-
-    @property
-    def images(self):
-        """What of these the image pipelines need to know."""
-        return ImageSettings(
-            image_size=self.image_size,
-            interpolation=self.interpolation,
-            mean=tuple(self.mean),
-            std=tuple(self.std),
-            colour=self.training,
-            encoded=not self.cache_decoded,
+def _build_source(settings, reader, table):
+    keep = None
+    if settings.cache == "full":
+        keep = FullSize(table)
+    elif settings.cache == "train":
+        keep = TrainingSize(
+            table,
+            image_size=settings.image_size,
+            interpolation=settings.interpolation,
+            augmentation=settings.varied,
+            find_field=settings.find_field,
         )
+    if keep is not None:
+        check_cache_fits(settings.cache, keep.bytes, settings.local_world)
+    return PhotographSource(reader, table, keep=keep, threads=settings.threads)
 
 
-def _build_planner(settings, table, source):
-    augmentation = (settings.augmentation or Augmentation()) if settings.training else None
-    return Planner(
-        table,
-        source,
-        batch_size=settings.batch_size,
-        image_size=settings.image_size,
-        augmentation=augmentation,
-        seed=settings.seed,
-        rank=settings.rank,
-        world=settings.world,
-    )
-
-
-def _build_pipeline(settings, backend, table):
+def _build_pipeline(settings, backend, largest):
     options = {"threads": settings.threads, "prefetch": settings.prefetch}
     if backend == "pillow":
         return PillowPipeline(settings.images, **options)
@@ -236,7 +165,8 @@ def _build_pipeline(settings, backend, table):
         settings.images,
         batch=2 * settings.batch_size,
         device=torch.device(settings.device),
-        largest=table.largest,
+        largest=(largest["height"], largest["width"]),
+        hw_decoder_load=settings.hw_decoder_load,
         **options,
     )
 
@@ -244,24 +174,21 @@ def _build_pipeline(settings, backend, table):
 def build_loader(shards: Path | str | ShardReader, *, tokenizer, **options) -> Loader:
     """Return the Loader of a shard set's patients for one rank.
 
-    `shards` is the folder of a shard set or its reader, `tokenizer` anything with the `encode`
-    of dataload.reports; `options` are the fields of LoaderSettings. ShardError (a ValueError) if
-    the folder holds no shard set; ValueError for impossible options.
+    `shards` is the folder of a shard set or its reader; `tokenizer` one of dataload.reports, or
+    anything with its `ids`, `cls_id`, `sep_id` and `fingerprint`; `options` are the fields of
+    LoaderSettings. ShardError (a ValueError) if the folder holds no shard set; ValueError for
+    impossible options.
     """
     settings = LoaderSettings(**options)
     reader = ShardReader(Path(shards)) if isinstance(shards, (str, Path)) else shards
     backend = _choose_backend(settings.backend)
     table = read_patient_table(reader)
-    source = PhotographSource(
-        reader, table, decoded=settings.cache_decoded, threads=settings.threads
-    )
+    source = _build_source(settings, reader, table)
     return Loader(
+        settings,
         table=table,
-        planner=_build_planner(settings, table, source),
         source=source,
-        pipeline=_build_pipeline(settings, backend, table),
-        tokens=ReportTokens(table.texts, tokenizer, settings.context_length),
-        steps=steps_per_epoch(table.patients, settings.batch_size * settings.world),
-        device=torch.device(settings.device),
+        pipeline=_build_pipeline(settings, backend, reader.info.largest),
+        tokens=report_tokens(reader, tokenizer, table.texts),
         backend=backend,
     )

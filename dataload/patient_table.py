@@ -24,11 +24,12 @@ class PatientTable:
     """Columns of int64, each table with one row more, at its end, for what is absent.
 
     `examination_first`, `examination_count` (P + 1,): a patient's rows among examinations.
-    `report`, `report_id` (E + 1,): row in `texts`, the distinct reports of which the first is
-    empty, and the report's hash. `photograph_first`, `photograph_count` (2, E + 1): an
-    examination's rows among photographs, left eye and right. `photographs` (F + 1, 5): shard,
-    offset and size in bytes, height and width in pixels. `owner` (F + 1, 2): patient, and eye as
-    0 or 1.
+    `report`, `report_id` (2, E + 1): row in `texts`, the distinct reports of which the first is
+    empty, and the report's hash; [0] is the report, [1] the report with left and right exchanged.
+    `photograph_first`, `photograph_count` (2, E + 1): an examination's rows among photographs,
+    left eye and right. `photographs` (F + 1, 5): shard, offset and size in bytes, height and
+    width in pixels. `regions` (F + 1, 4): top, left, bottom, right of the part that is used.
+    `owner` (F + 1, 2): patient, and eye as 0 or 1.
     """
 
     texts: list[str]
@@ -39,17 +40,13 @@ class PatientTable:
     photograph_first: np.ndarray
     photograph_count: np.ndarray
     photographs: np.ndarray
+    regions: np.ndarray
     owner: np.ndarray
 
     @property
     def patients(self):
         """How many patients there are, P."""
         return len(self.examination_count) - 1
-
-    @property
-    def largest(self):
-        """Height and width in pixels that no photograph exceeds."""
-        return tuple(self.photographs[:, 3:].max(axis=0).tolist())
 
     @property
     def decoded_bytes(self):
@@ -64,36 +61,43 @@ def _columns(rows, width):
 def read_patient_table(reader):
     """Return the PatientTable of a ShardReader; reads every patient's description once."""
     rows_of_text = {"": 0}
-    patients, examinations, photographs, owner = [], [], [], []
+    patients, examinations, photographs, regions, owner = [], [], [], [], []
     for number in range(len(reader)):
         visits = reader.patient(number).examinations
         patients.append((len(examinations), len(visits)))
         for visit in visits:
-            text = rows_of_text.setdefault(visit.report, len(rows_of_text))
+            texts = [
+                rows_of_text.setdefault(text, len(rows_of_text))
+                for text in (visit.report, visit.mirrored_report)
+            ]
             spans = []
             for eye, name in enumerate(EYES):
                 entries = getattr(visit, name)
                 spans += [len(photographs), len(entries)]
                 photographs += [(p.shard, p.offset, p.size, p.height, p.width) for p in entries]
+                regions += [p.region for p in entries]
                 owner += [(number, eye)] * len(entries)
-            examinations.append((text, visit.report_id, *spans))
+            examinations.append((*texts, visit.report_id, visit.mirrored_report_id, *spans))
     if not photographs:
         raise ShardError(
             f"{reader.folder}: no photograph of a known eye; give the manifest's rows an eye"
         )
     patients.append((len(examinations), 1))
-    examinations.append((0, 0, 0, 0, 0, 0))
+    examinations.append((0,) * 8)
     photographs.append((-1, 0, 0, PLACEHOLDER_SIDE, PLACEHOLDER_SIDE))
+    regions.append((0, 0, PLACEHOLDER_SIDE, PLACEHOLDER_SIDE))
     owner.append((-1, 0))
-    patients, examinations = _columns(patients, 2), _columns(examinations, 6)
+    patients, examinations = _columns(patients, 2), _columns(examinations, 8)
     return PatientTable(
         texts=list(rows_of_text),
         examination_first=patients[:, 0],
         examination_count=patients[:, 1],
-        report=examinations[:, 0],
-        report_id=examinations[:, 1],
-        photograph_first=examinations[:, 2::2].T,
-        photograph_count=examinations[:, 3::2].T,
+        report=examinations[:, :2].T,
+        report_id=examinations[:, 2:4].T,
+        photograph_first=examinations[:, 4::2].T,
+        photograph_count=examinations[:, 5::2].T,
         photographs=_columns(photographs, 5),
+        # (x0, y0, x1, y1) to (top, left, bottom, right)
+        regions=_columns(regions, 4)[:, [1, 0, 3, 2]],
         owner=_columns(owner, 2),
     )

@@ -1,6 +1,6 @@
 """Where a batch's photographs come from: encoded bytes out of the shards, or decoded pixels.
 
-Decoded pixels are kept in host memory after their first use, so that later epochs decode nothing.
+Decoded pixels are kept in host memory from their first use on, so that later epochs decode nothing.
 A photograph that turns out to be undecodable is remembered and from then on counts as absent; an
 absent photograph is a tiny blank placeholder, so that every batch has the same shape.
 
@@ -10,7 +10,7 @@ Legend: M photographs in a batch, F in the shard set.
 import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -35,44 +35,24 @@ def _placeholder():
     return np.frombuffer(file.getvalue(), np.uint8), np.asarray(blank)
 
 
-def available_memory():
-    """Return the bytes of host memory that Linux says are free for use, or None elsewhere."""
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.exists() else []
-    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return sizes[0] if sizes else None
-
-
-def check_cache_fits(needed):
-    """Raise ValueError if `needed` bytes of decoded pixels exceed the free host memory."""
-    available = available_memory()
-    if available is not None and needed > available:
-        raise ValueError(
-            f"cache_decoded needs {needed / 1e9:.1f} GB of host memory and "
-            f"{available / 1e9:.1f} GB are free: set it to false, or build shards with a smaller "
-            "short side"
-        )
-
-
 class PhotographSource:
-    """Hands out photographs by their row in a PatientTable, encoded or decoded.
+    """Hands out photographs by their row in a PatientTable: encoded, or decoded and kept.
 
-    `failures` counts the photographs found undecodable so far. ValueError if decoded ones are
-    to be kept and would not fit into memory.
+    `keep` (FullSize, TrainingSize; None: nothing) decides what is kept of a decoded one.
+    `failures` counts the photographs found undecodable so far.
     """
 
-    def __init__(self, reader, table, *, decoded, threads):
+    def __init__(self, reader, table, *, keep=None, threads=1):
         self._reader = reader
         self._table = table
+        self._keep = keep
         encoded_blank, decoded_blank = _placeholder()
-        self._blank = decoded_blank if decoded else encoded_blank
+        self._blank = encoded_blank if keep is None else decoded_blank
         self._absent = np.zeros(len(table.photographs), dtype=bool)
         self._absent[-1] = True
-        self._pool = ThreadPoolExecutor(threads, "decode")
-        self._cache = None
-        if decoded:
-            check_cache_fits(table.decoded_bytes)
-            self._cache = [None] * len(table.photographs)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "photographs")
+        self._kept = None if keep is None else [None] * len(table.photographs)
 
     @property
     def failures(self):
@@ -84,47 +64,57 @@ class PhotographSource:
             return
         self._absent[row] = True
         patient, eye = self._table.owner[row]
-        name = self._reader.patient(int(patient)).patient_id
+        sample = {"patient_id": self._reader.patient(int(patient)).patient_id, "eye": EYES[eye]}
         _log.warning(
             "patient %s, %s eye: the photograph cannot be decoded and counts as absent",
-            name,
-            EYES[eye],
+            *sample.values(),
+            extra={"sample": sample},
         )
 
     def _encoded(self, row):
         return self._reader.jpeg(_Place(*self._table.photographs[row, :3].tolist()))
 
     def _decode(self, row):
+        encoded = self._encoded(row)
         try:
-            return decode(self._encoded(row))
+            pixels = decode(encoded)
         except DECODE_ERRORS:
             return None
+        return self._keep.shrink(row, pixels)
 
-    def _fill_cache(self, rows):
-        missing = [row for row in rows if self._cache[row] is None and not self._absent[row]]
+    def _fill(self, rows):
+        missing = [row for row in rows if self._kept[row] is None and not self._absent[row]]
         for row, pixels in zip(missing, self._pool.map(self._decode, missing), strict=True):
             if pixels is None:
                 self.condemn(row)
-            self._cache[row] = pixels
+            self._kept[row] = pixels
+
+    def _take(self, wanted):
+        take = self._encoded if self._kept is None else self._kept.__getitem__
+        return [take(row) if there else self._blank for row, there in wanted]
 
     def fetch(self, rows):
-        """Return the data of M photographs and which of them are present, (M,) bool.
+        """Return the data of M photographs, which are present, and what of each is used.
 
         `rows` (M,) int64, -1 for none. Data are uint8 arrays, (n,) encoded or (H, W, 3) decoded,
-        the placeholder where absent.
+        the placeholder where absent; present (M,) bool; regions (M, 4) int64: top, left, bottom,
+        right in pixels of the data. ShardError where a shard no longer has its bytes.
         """
         numbers = rows.tolist()
-        if self._cache is not None:
-            self._fill_cache(numbers)
+        if self._kept is not None:
+            self._fill(numbers)
         present = ~self._absent[rows]
-        read = self._encoded if self._cache is None else self._cache.__getitem__
-        data = [
-            read(row) if there else self._blank
-            for row, there in zip(numbers, present.tolist(), strict=True)
-        ]
-        return data, present
+        wanted = list(zip(numbers, present.tolist(), strict=True))
+        # a slice for each thread: a photograph takes less time to read than to hand over
+        size = -(-len(wanted) // self._threads)
+        slices = [wanted[first : first + size] for first in range(0, len(wanted), size)]
+        data = list(chain.from_iterable(self._pool.map(self._take, slices)))
+        regions = (self._table if self._keep is None else self._keep).regions[rows]
+        # an absent one is the placeholder, whatever the index says of an undecodable file
+        regions[~present] = (0, 0, PLACEHOLDER_SIDE, PLACEHOLDER_SIDE)
+        return data, present, regions
 
     def close(self):
         """Stop the threads and let go of decoded pixels."""
         self._pool.shutdown(cancel_futures=True)
-        self._cache = None
+        self._kept = None

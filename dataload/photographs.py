@@ -1,49 +1,46 @@
 """One photograph made ready for a shard: decoded in full, cropped, resized, re-encoded.
 
 Pixels pass through a bare array on the way, so that nothing but them reaches the new JPEG: the
-comments and EXIF fields of some public sets carry patients' numbers.
+comments and EXIF fields of some public sets carry patients' numbers. A set that keeps originals
+holds their own compressed pixels, without those segments, and the box of the field of view beside.
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
+from dataload.decoding import JPEG_SIGNATURE, PhotographError, decode_upright
 from dataload.fundus import field_of_grid, grid_step
+from dataload.jpeg_segments import SegmentError, strip_segments
+
+__all__ = ["PhotographError", "Preparation", "PreparedPhotograph", "prepare_photograph"]
 
 # raise it whenever the bytes written for the same file may change
-PREPARATION_VERSION = 1
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
-NEEDED = "JPEG, PNG, TIFF or BMP is needed"
-SIGNATURES = (("JPEG", b"\xff\xd8"), ("PNG", b"\x89PNG"), ("TIFF", b"II*"), ("TIFF", b"MM\0"))
+PREPARATION_VERSION = 2
 MIN_SIDE = 32
-# 16-bit full scale over 8-bit full scale
-SIXTEEN_TO_EIGHT = 257
-# what undoes each value of EXIF's orientation; 1 is upright
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class PhotographError(ValueError):
-    """A file cannot serve as a photograph; the message is one line that says why."""
+# grey levels between the 1st and the 99th percentile of a photograph that shows anything
+MIN_SPREAD = 8
+# brighter than the surround of a field of view
+SURROUND_LEVEL = 32
+# a retina is orange: red over blue is 4 to 8 in colour fundus photographs
+MIN_RED_OVER_BLUE = 1.15
+# mean difference of channels, in grey levels, below which a photograph is a grey one
+GREY_DIFFERENCE = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preparation:
-    """How photographs are prepared: sides in pixels, quality as libjpeg's 1 to 100."""
+    """How photographs are prepared: sides in pixels, quality as libjpeg's 1 to 100.
+
+    `keep_original` leaves size and compression as they came; then the other two do not count.
+    """
 
     short_side: int = 512
     crop: bool = True
     quality: int = 95
+    keep_original: bool = False
 
     def __post_init__(self):
         if self.short_side < MIN_SIDE:
@@ -54,105 +51,96 @@ class Preparation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedPhotograph:
-    """A baseline JPEG with its size, and the box (x0, y0, x1, y1) that it shows of the original.
+    """A photograph as a shard holds it, with its size and what it shows of the original.
 
-    The original's size and the box are in pixels after the EXIF orientation was applied.
+    `encoded` is a JPEG (`suffix` "jpg") or, of an original that is none, a PNG ("png"). `box`
+    (x0, y0, x1, y1) is the field of view in the original, `region` the same in what is stored:
+    all of it where it was cropped. Sizes and boxes are pixels with the photograph upright.
+    `doubt` says why it may be no fundus photograph, and is empty otherwise.
     """
 
-    jpeg: bytes
+    encoded: bytes
+    suffix: str
     width: int
     height: int
+    region: tuple[int, int, int, int]
     original_width: int
     original_height: int
     box: tuple[int, int, int, int]
     field_found: bool
+    doubt: str
 
 
 def prepare_photograph(path, preparation):
     """Return the PreparedPhotograph of an image file; raise PhotographError when it is none."""
-    with warnings.catch_warnings():
-        # odd EXIF fields and 90-megapixel frames are no reason to speak up
-        warnings.simplefilter("ignore")
-        image = _decode(path)
+    data = _read(path)
+    image, orientation = decode_upright(data)
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise PhotographError(f"is {width}x{height} pixels; at least {MIN_SIDE} a side are needed")
+    grid = _sample(image)
+    field = field_of_grid(grid, width, height)
     box, found = (0, 0, width, height), False
     if preparation.crop:
-        field = field_of_grid(_sample(image), width, height)
         box, found = field.box, field.found
-    small = _resize(image, box, preparation.short_side)
+    if preparation.keep_original:
+        encoded, suffix = _keep(data, image, orientation)
+        region = box
+    else:
+        image = _resize(image, box, preparation.short_side)
+        encoded, suffix = _encode(image, preparation.quality), "jpg"
+        region = (0, 0, *image.size)
     return PreparedPhotograph(
-        jpeg=_encode(small, preparation.quality),
-        width=small.width,
-        height=small.height,
+        encoded=encoded,
+        suffix=suffix,
+        width=image.width,
+        height=image.height,
+        region=region,
         original_width=width,
         original_height=height,
         box=box,
         field_found=found,
+        doubt=_doubt(grid, field),
     )
 
 
-def _decode(path):
-    """Return the whole picture as RGB, upright."""
+def _read(path):
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            return _to_rgb(_turn_upright(image))
-    except PhotographError:
-        raise
-    except UnidentifiedImageError:
-        raise PhotographError(_what_it_is(path)) from None
-    # a damaged file makes Pillow's decoders raise almost any class of error
-    except Exception as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise PhotographError(f"cannot be read: {error.strerror}") from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PhotographError(f"does not decode: {reason}") from error
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise PhotographError(f"cannot be read: {error.strerror}") from error
 
 
-def _turn_upright(image):
-    """Return the image as its EXIF orientation says that it is to be looked at."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    # the picture is whole whatever the fields beside it are like, and unreadable means unturned
-    except Exception:
-        return image
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+def _doubt(grid, field):
+    """Say why a photograph may show no retina: a guess, by its sample (h, w, 3) and its field."""
+    level = grid.max(-1)
+    low, high = np.percentile(level, (1, 99))
+    if high - low < MIN_SPREAD:
+        return "looks blank: its pixels are all alike"
+    # the surround is darker than this; what is left may be the field alone, or a part of it
+    inside = grid[level > min(SURROUND_LEVEL, high - 1)].astype(np.int64)
+    red, _, blue = inside.mean(0)
+    if np.abs(inside - inside.mean(1, keepdims=True)).mean() < GREY_DIFFERENCE:
+        return (
+            "" if field.found else "looks like no fundus photograph: grey, without a dark surround"
+        )
+    if red < MIN_RED_OVER_BLUE * blue:
+        return "looks like no fundus photograph: it is not reddish"
+    return ""
 
 
-def _what_it_is(path):
-    """Say what a file is that Pillow does not know."""
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if not head:
-        return "is empty (0 bytes)"
-    if head.startswith(b"GIF8"):
-        return f"is a GIF; {NEEDED}"
-    for name, signature in SIGNATURES:
-        if head.startswith(signature):
-            return f"is a {name} with a broken header"
-    return f"is not an image; {NEEDED}"
-
-
-def _to_rgb(image):
-    """Return an image of any mode as RGB: deep grey values scaled, transparency over black."""
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F":
-        raise PhotographError("has floating-point pixels; 8 or 16 bits a channel are needed")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 0xFFFF:
-            raise PhotographError("has 32-bit pixels; 8 or 16 bits a channel are needed")
-        grey = (deep + SIXTEEN_TO_EIGHT // 2) // SIXTEEN_TO_EIGHT
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        # what is left out of a photograph is its surround, and that is dark
-        clear = image.convert("RGBA")
-        black = Image.new("RGBA", clear.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, clear).convert("RGB")
-    return image.convert("RGB")
+def _keep(data, image, orientation):
+    """Return (bytes, suffix) of an original without metadata; lossless where it is no JPEG."""
+    if data.startswith(JPEG_SIGNATURE):
+        try:
+            return strip_segments(data, orientation), "jpg"
+        except SegmentError:
+            # libjpeg reads over bytes between segments; the pixels alone are then kept
+            pass
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(buffer, "PNG")
+    return buffer.getvalue(), "png"
 
 
 def _sample(image):

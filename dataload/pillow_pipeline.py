@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from dataload.fundus import find_field
 from dataload.image_job import GREY_WEIGHTS, DecodeFailures
 
 # what Pillow raises for a file that is no image, or only a part of one
@@ -39,20 +40,41 @@ def decode(encoded):
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
-def _support(start, end, image_size, half_width):
-    return math.ceil(half_width * max(1.0, (end - start) / image_size)) + 1
+def field_box(pixels):
+    """Return the field of view of (H, W, 3) uint8 `pixels`: top, left, bottom, right, (4,) int."""
+    field = find_field(pixels)
+    return np.array([field.y0, field.x0, field.y1, field.x1])
 
 
-def resample(pixels, box, image_size, interpolation):
-    """Return the (S, S, 3) uint8 image of a box of (H, W, 3) uint8 `pixels`.
+def place_in_field(box, field):
+    """Return a box of fractions of the field of view, (4,) float32, in whole pixels, (4,) int."""
+    top_left, size = field[:2], field[2:] - field[:2]
+    placed = np.tile(top_left, 2) + np.floor(box * np.tile(size, 2).astype(np.float32) + 0.5)
+    return placed.astype(int)
 
-    `box` is (top, left, bottom, right) in whole pixels; `interpolation` "bicubic" (a = -0.5) or
-    "linear".
+
+def cut(box, shape):
+    """Return a box, top, left, bottom, right, cut to an image of `shape`: at least one pixel."""
+    size, box = np.array(shape[:2]), np.asarray(box).astype(int)
+    start = np.clip(box[:2], 0, size - 1)
+    return *start.tolist(), *np.clip(box[2:], start + 1, size).tolist()
+
+
+def _support(start, end, side, half_width):
+    return math.ceil(half_width * max(1.0, (end - start) / side)) + 1
+
+
+def resample(pixels, box, size, interpolation):
+    """Return the uint8 image, `size` (height, width) pixels, of a box of (H, W, 3) uint8 `pixels`.
+
+    `box` is (top, left, bottom, right) in whole pixels, and is cut to the image where it goes
+    beyond; `interpolation` "bicubic" (a = -0.5) or "linear".
     """
     filter_, half_width = _KERNELS[interpolation]
-    top, left, bottom, right = (int(edge) for edge in box)
-    above = _support(top, bottom, image_size, half_width)
-    beside = _support(left, right, image_size, half_width)
+    height, width = (int(side) for side in size)
+    top, left, bottom, right = cut(box, pixels.shape)
+    above = _support(top, bottom, height, half_width)
+    beside = _support(left, right, width, half_width)
     # pillow leaves out what lies beyond the border; repeating it is what DALI does
     rows = np.clip(np.arange(top - above, bottom + above), 0, pixels.shape[0] - 1)
     columns = np.clip(np.arange(left - beside, right + beside), 0, pixels.shape[1] - 1)
@@ -61,7 +83,7 @@ def resample(pixels, box, image_size, interpolation):
     channels = [
         # float channels: 8-bit images are rounded and clipped between the two passes
         Image.fromarray(np.ascontiguousarray(surroundings[..., channel])).resize(
-            (image_size, image_size), filter_, box=inner
+            (width, height), filter_, box=inner
         )
         for channel in range(3)
     ]
@@ -77,7 +99,11 @@ def recolour(image, gain, offset, saturation):
 
 def finish(settings, job, position, pixels):
     """Return the (3, S, S) float32 image of one decoded photograph, (H, W, 3) uint8, of a job."""
-    image = resample(pixels, job.boxes[position], settings.image_size, settings.interpolation)
+    box = job.boxes[position]
+    if settings.find_field:
+        box = place_in_field(box, field_box(pixels))
+    size = (settings.image_size, settings.image_size)
+    image = resample(pixels, box, size, settings.interpolation)
     if settings.colour:
         image = recolour(image, job.gain[position], job.offset[position], job.saturation[position])
     if job.mirror[position]:

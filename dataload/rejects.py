@@ -3,16 +3,20 @@
 import csv
 import io
 import os
+from dataclasses import asdict
 
 from dataload.records import Problem
 from dataload.shard_reader import ShardError
 from dataload.shard_writer import write_atomically
 
-REJECT_COLUMNS = ("row", "patient_id", "file", "reason")
+REJECT_COLUMNS = ("row", "patient_id", "file", "kind", "reason")
 
 
 def read_rejects(path):
-    """Return a rejects.csv as dictionaries by REJECT_COLUMNS; none where there is no file."""
+    """Return a rejects.csv as dictionaries by REJECT_COLUMNS; none where there is no file.
+
+    `kind` is "rejected" for what is left out, "warning" for what was taken and is doubtful.
+    """
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -29,6 +33,7 @@ class Rejects:
         self.manifest = contents.path
         self.base = contents.path.absolute().parent
         self.lines = list(contents.problems)
+        self.warnings = []
         self.named = contents.photographs_named
         self.lost = sum(problem.photographs for problem in contents.problems)
 
@@ -39,28 +44,49 @@ class Rejects:
         for examination in record.examinations:
             for eye, path in examination.photographs():
                 result = next(kept)
-                if not isinstance(result, str):
-                    usable.append(result)
-                    continue
-                usable.append(None)
-                name = os.path.relpath(path, self.base)
-                message = f"{eye} photograph {name!r} {result}"
-                self.lines.append(
-                    Problem(
-                        row=examination.row,
-                        message=message,
-                        patient_id=record.patient_id,
-                        file=name,
-                        photographs=1,
-                    )
-                )
-                self.lost += 1
+                rejected = isinstance(result, str)
+                usable.append(None if rejected else result)
+                reason = result if rejected else result.doubt
+                if reason:
+                    self._add(record, examination, eye, path, reason, rejected)
         if not any(usable):
             row = record.examinations[0].row
             message = f"no photograph of patient {record.patient_id!r} is left"
             self.lines.append(Problem(row=row, message=message, patient_id=record.patient_id))
         self.check()
         return usable
+
+    def _add(self, record, examination, eye, path, reason, rejected):
+        name = os.path.relpath(path, self.base)
+        line = Problem(
+            row=examination.row,
+            message=f"{eye} photograph {name!r} {reason}",
+            patient_id=record.patient_id,
+            file=name,
+            photographs=int(rejected),
+        )
+        (self.lines if rejected else self.warnings).append(line)
+        self.lost += line.photographs
+
+    def position(self):
+        """Return how many lines and warnings there are, for `since`."""
+        return len(self.lines), len(self.warnings)
+
+    def since(self, position):
+        """Return the lines and warnings added after `position`, as JSON takes them."""
+        lines, warnings = position
+        return {
+            "rejected": [asdict(line) for line in self.lines[lines:]],
+            "warnings": [asdict(line) for line in self.warnings[warnings:]],
+        }
+
+    def take_over(self, noted):
+        """Add what `since` gave in an earlier run."""
+        lines = [Problem(**line) for line in noted["rejected"]]
+        self.lines += lines
+        self.warnings += [Problem(**line) for line in noted["warnings"]]
+        self.lost += sum(line.photographs for line in lines)
+        self.check()
 
     def check(self):
         """Raise ShardError once more is lost than is allowed."""
@@ -78,7 +104,9 @@ class Rejects:
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(REJECT_COLUMNS)
-        for line in sorted(self.lines, key=lambda line: line.row):
-            writer.writerow((line.row, line.patient_id, line.file, line.message))
+        kinds = [(line, "rejected") for line in self.lines]
+        kinds += [(line, "warning") for line in self.warnings]
+        for line, kind in sorted(kinds, key=lambda pair: pair[0].row):
+            writer.writerow((line.row, line.patient_id, line.file, kind, line.message))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, text.getvalue().encode("utf-8", "replace"))

@@ -71,8 +71,12 @@ def report_id(text):
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _pack(ids, context_length, cls_id, sep_id):
-    """Return (tokens (N, L), lengths (N,)), int64, of lists of ids cut to L - 2."""
+def pad_reports(ids, context_length, cls_id, sep_id):
+    """Return (tokens (N, L), lengths (N,)), int64, of lists of ids: cut to L - 2, padded with 0.
+
+    ValueError if `context_length` is below 3, which leaves no room for a report.
+    """
+    _check_context_length(context_length)
     tokens = np.full((len(ids), context_length), PAD_ID, np.int64)
     lengths = np.zeros(len(ids), np.int64)
     for row, report in enumerate(ids):
@@ -123,6 +127,8 @@ class SentencePieceTokenizer:
 
     kind = "sentencepiece"
     pad_id = PAD_ID
+    cls_id = CLS_ID
+    sep_id = SEP_ID
 
     def __init__(self, path):
         """Load a model file; raise ValueError when it is missing, damaged or numbered otherwise."""
@@ -176,11 +182,13 @@ class SentencePieceTokenizer:
         """Number of pieces."""
         return self._processor.get_piece_size()
 
+    def ids(self, texts):
+        """Return the ids of each report of a list, without CLS and SEP, as long as it is."""
+        return self._processor.encode([normalise_report(text) for text in texts], out_type=int)
+
     def encode(self, texts, context_length):
         """Return (tokens (N, L) int64, lengths (N,) int64) of a list of reports."""
-        _check_context_length(context_length)
-        ids = self._processor.encode([normalise_report(text) for text in texts], out_type=int)
-        return _pack(ids, context_length, CLS_ID, SEP_ID)
+        return pad_reports(self.ids(texts), context_length, self.cls_id, self.sep_id)
 
 
 class WordPieceTokenizer:
@@ -209,7 +217,7 @@ class WordPieceTokenizer:
                 "[SEP] and [UNK] must be in it"
             )
         self.vocabulary_size = len(lines)
-        self._cls_id, self._sep_id = vocabulary["[CLS]"], vocabulary["[SEP]"]
+        self.cls_id, self.sep_id = vocabulary["[CLS]"], vocabulary["[SEP]"]
         model = models.WordPiece(
             vocabulary, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS
         )
@@ -219,11 +227,13 @@ class WordPieceTokenizer:
         )
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
+    def ids(self, texts):
+        """Return the ids of each report of a list, without CLS and SEP, as long as it is."""
+        return [self._tokenizer.encode(_straighten(text)).ids for text in texts]
+
     def encode(self, texts, context_length):
         """Return (tokens (N, L) int64, lengths (N,) int64) of a list of reports."""
-        _check_context_length(context_length)
-        ids = [self._tokenizer.encode(_straighten(text)).ids for text in texts]
-        return _pack(ids, context_length, self._cls_id, self._sep_id)
+        return pad_reports(self.ids(texts), context_length, self.cls_id, self.sep_id)
 
 
 def _straighten(text):

@@ -1,4 +1,4 @@
-"""Reading a shard set: patients by number, JPEG bytes as views of the mapped tars.
+"""Reading a shard set: patients by number, photographs as the bytes of their files.
 
 Nothing is read through tarfile: each index says where the files of a sample begin. A reader is
 cheap to open, holds no photograph in memory, and can be sent to another process.
@@ -6,20 +6,16 @@ cheap to open, holds no photograph in memory, and can be sent to another process
 
 import hashlib
 import json
-import mmap
 from bisect import bisect_right
-from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
+from dataload.open_files import OpenFiles
 from dataload.records import EYES
 from dataload.shard_writer import DATASET_FILE, FORMAT_NAME, FORMAT_VERSION, INDEX_HEADER
-
-# a mapping holds a file descriptor, and a process commonly may have 1,024 of them
-MAPPED_SHARDS = 256
 
 
 class ShardError(ValueError):
@@ -46,23 +42,34 @@ class DatasetInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardPhoto:
-    """Where a photograph lies: number of the shard, offset and size in bytes; sides in pixels."""
+    """Where a photograph lies: number of the shard, offset and size in bytes; sides in pixels.
+
+    `region` (x0, y0, x1, y1) is what of its `width` x `height` pixels is the photograph: all of
+    them, or the field of view in a set that keeps originals.
+    """
 
     shard: int
     offset: int
     size: int
     width: int
     height: int
+    region: tuple[int, int, int, int]
     name: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardExamination:
-    """One visit in a shard; `report_id` is the signed 64-bit hash of the normalised report."""
+    """One visit in a shard; `report_id` is the signed 64-bit hash of the normalised report.
+
+    `mirrored_report` is the report with left and right exchanged: what it would say of the
+    photographs seen in a mirror. It is the report itself where no eye is named.
+    """
 
     exam_id: str
     report: str
     report_id: int
+    mirrored_report: str
+    mirrored_report_id: int
     columns: dict[str, str]
     left: tuple[ShardPhoto, ...]
     right: tuple[ShardPhoto, ...]
@@ -113,7 +120,7 @@ class ShardReader:
             self._check_size(shard)
             self._lines.append(self._read_index(shard))
         self._ends = list(accumulate(len(lines) for lines in self._lines))
-        self._mapped = OrderedDict()
+        self._files = OpenFiles()
 
     def __reduce__(self):
         return ShardReader, (self.folder,)
@@ -160,24 +167,28 @@ class ShardReader:
         }
         return shard, files
 
-    def _map(self, shard):
-        """Return the bytes of a shard as uint8, mapping it if it is not mapped."""
-        if shard in self._mapped:
-            self._mapped.move_to_end(shard)
-            return self._mapped[shard]
+    def _read(self, shard, offset, size):
+        """Return bytes of a shard; raise ShardError where it no longer has them."""
         entry = self.info.shards[shard]
-        self._check_size(entry)
-        with (self.folder / entry["name"]).open("rb") as file:
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # views that are still in use keep a mapping alive after it has left this table
-        self._mapped[shard] = np.frombuffer(mapping, np.uint8)
-        if len(self._mapped) > MAPPED_SHARDS:
-            self._mapped.popitem(last=False)
-        return self._mapped[shard]
+        path = self.folder / entry["name"]
+        if path not in self._files:
+            self._check_size(entry)
+        try:
+            data = self._files.read(path, offset, size)
+        except OSError as error:
+            raise ShardError(
+                f"{path}: cannot be read ({error.strerror}), but {DATASET_FILE} names it"
+            ) from error
+        if len(data) < size:
+            raise ShardError(
+                f"{path}: has {len(data)} of {size} bytes from byte {offset} on, {DATASET_FILE} "
+                f"says it is {entry['bytes']} bytes long; build the shards again"
+            )
+        return data
 
     def _description(self, shard, files):
         offset, size, _ = files["json"]
-        return json.loads(self._map(shard)[offset : offset + size].tobytes())
+        return json.loads(self._read(shard, offset, size))
 
     def patient(self, index):
         """Return the ShardPatient with this number."""
@@ -194,6 +205,7 @@ class ShardReader:
                     size=size,
                     width=photograph["width"],
                     height=photograph["height"],
+                    region=tuple(photograph["region"]),
                     name=name,
                 )
                 eyes[photograph["eye"]].append(photo)
@@ -202,6 +214,8 @@ class ShardReader:
                     exam_id=fields["exam_id"],
                     report=fields["report"],
                     report_id=fields["report_id"],
+                    mirrored_report=fields["mirrored_report"],
+                    mirrored_report_id=fields["mirrored_report_id"],
                     columns=fields["columns"],
                     **{eye: tuple(photos) for eye, photos in eyes.items()},
                 )
@@ -209,8 +223,8 @@ class ShardReader:
         return ShardPatient(patient_id=description["patient_id"], examinations=tuple(examinations))
 
     def jpeg(self, photo):
-        """Return the bytes of a photograph, a read-only uint8 view of the mapped shard."""
-        return self._map(photo.shard)[photo.offset : photo.offset + photo.size]
+        """Return the bytes of a photograph's file, (n,) uint8, read-only; any thread may call."""
+        return np.frombuffer(self._read(photo.shard, photo.offset, photo.size), np.uint8)
 
     def reports(self):
         """Return the report of every examination, patient by patient."""

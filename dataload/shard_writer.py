@@ -5,16 +5,19 @@ headers hold no times and no owners, so that equal input gives equal bytes. An i
 format that DALI's wds2idx writes (v1.2): `extension offset size name` of each file of a sample.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import tarfile
 from pathlib import Path
 
+from dataload.laterality import exchange_laterality
+from dataload.records import EYES
 from dataload.reports import report_id
 
 FORMAT_NAME = "retclip-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DATASET_FILE = "dataset.json"
 INDEX_HEADER = "v1.2"
 BLOCK = tarfile.BLOCKSIZE
@@ -66,7 +69,7 @@ class ShardWriter:
             start = self._write_member(name, data)
             entries.append(f"{extension} {start} {len(data)} {name}")
         self.index.append(" ".join(entries))
-        self.photographs += sum(extension.endswith(".jpg") for extension in files)
+        self.photographs += len(files) - ("json" in files)
 
     def close(self):
         """Finish the shard and return its entry for dataset.json."""
@@ -89,7 +92,9 @@ class ShardWriter:
 
     def abandon(self):
         """Remove what was written so far."""
-        self.file.close()
+        # on a full disk closing fails as well, and the file is to go all the same
+        with contextlib.suppress(OSError):
+            self.file.close()
         self.temporary.unlink(missing_ok=True)
 
 
@@ -99,7 +104,7 @@ class Tally:
     def __init__(self):
         self.patients = 0
         self.examinations = 0
-        self.photographs = {"left": 0, "right": 0, "unknown": 0}
+        self.photographs = dict.fromkeys(EYES, 0)
         self.report_ids = set()
         self.largest = {"width": 0, "height": 0, "bytes": 0}
         self.fields_not_found = 0
@@ -114,9 +119,25 @@ class Tally:
                 self.photographs[photograph["eye"]] += 1
         for photograph in prepared:
             self.fields_not_found += not photograph.field_found
-            for name, value in self.largest.items():
-                here = len(photograph.jpeg) if name == "bytes" else getattr(photograph, name)
-                self.largest[name] = max(value, here)
+            sizes = (photograph.width, photograph.height, len(photograph.encoded))
+            self._grow(dict(zip(self.largest, sizes, strict=True)))
+
+    def _grow(self, sizes):
+        self.largest = {name: max(size, sizes[name]) for name, size in self.largest.items()}
+
+    def counts(self):
+        """Return what `merge` adds to another Tally, as JSON takes it."""
+        return vars(self) | {"report_ids": sorted(self.report_ids)}
+
+    def merge(self, counts):
+        """Add the `counts` of other samples."""
+        self.patients += counts["patients"]
+        self.examinations += counts["examinations"]
+        for eye in EYES:
+            self.photographs[eye] += counts["photographs"][eye]
+        self.report_ids.update(counts["report_ids"])
+        self.fields_not_found += counts["fields_not_found"]
+        self._grow(counts["largest"])
 
     def as_json(self):
         """Return the counts as they stand in dataset.json."""
@@ -134,10 +155,11 @@ def make_sample(record, prepared):
     """Return (description, files) of one patient.
 
     `prepared` holds a PreparedPhotograph, or None where it was rejected, for every photograph of
-    the record in order. Files are named e0.left0.jpg by examination, eye and number, and json.
+    the record in order. Files are named e0.left0.jpg (or .png) by examination, eye and number, and
+    json.
     """
     remaining = iter(prepared)
-    examinations, files = [], {}
+    examinations, files, stored = [], {}, {}
     for examination in record.examinations:
         counts = {}
         photographs = []
@@ -146,15 +168,20 @@ def make_sample(record, prepared):
             if photograph is None:
                 continue
             number = counts[eye] = counts.get(eye, -1) + 1
-            extension = f"e{len(examinations)}.{eye}{number}.jpg"
-            files[extension] = photograph.jpeg
+            extension = f"e{len(examinations)}.{eye}{number}.{photograph.suffix}"
+            # one photograph under several reports is stored once
+            extension = stored.setdefault(photograph.encoded, extension)
+            files[extension] = photograph.encoded
             photographs.append(_describe(photograph, extension, eye))
         if photographs:
+            mirrored = exchange_laterality(examination.report)
             examinations.append(
                 {
                     "exam_id": examination.exam_id,
                     "report": examination.report,
                     "report_id": report_id(examination.report),
+                    "mirrored_report": mirrored,
+                    "mirrored_report_id": report_id(mirrored),
                     "columns": examination.columns,
                     "row": examination.row,
                     "photographs": photographs,
@@ -172,6 +199,7 @@ def _describe(photograph, extension, eye):
         "eye": eye,
         "width": photograph.width,
         "height": photograph.height,
+        "region": photograph.region,
         "original_width": photograph.original_width,
         "original_height": photograph.original_height,
         "box": photograph.box,

@@ -9,21 +9,21 @@ from typing import Literal
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
+from engine import manifest_commands, shards_commands
 from engine.commands import run_command
-
-_SHOWN_REJECTS = 5
+from engine.progress import ProgressLine
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Pre-train RET-CLIP on two fundus photographs and one report per patient.",
 )
-shards_app = typer.Typer(no_args_is_help=True, help="Build shard sets.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Train tokenizers.")
-app.add_typer(shards_app, name="shards")
+app.add_typer(shards_commands.app, name="shards")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(manifest_commands.app, name="manifest")
+app.add_typer(manifest_commands.import_app, name="import")
 
 
 @app.command()
@@ -37,7 +37,7 @@ def synth(
     """Render a synthetic cohort: fundus photographs, lesions and the reports that name them."""
     from dataload.synthetic import make_cohort
 
-    with _progress("rendering photographs") as advance:
+    with ProgressLine("rendering photographs") as advance:
         manifest = make_cohort(
             folder,
             patients=patients,
@@ -47,37 +47,6 @@ def synth(
             progress=advance,
         )
     print(f"{patients} patients in {manifest}")
-
-
-@shards_app.command("build")
-def shards_build(
-    manifest: Path = typer.Argument(..., help="CSV or JSONL: patient_id, left, right, report."),
-    output: Path = typer.Argument(..., help="Folder for train/ and, with --holdout, test/."),
-    short_side: int = typer.Option(512, min=16, help="Pixels of the shorter side in a shard."),
-    crop: bool = typer.Option(True, help="Crop to the field of view."),
-    holdout: float = typer.Option(0.0, min=0.0, max=0.9, help="Fraction of patients for test/."),
-    keep_columns: str = typer.Option("", help="Manifest columns to keep, separated by commas."),
-    seed: int = typer.Option(0, min=0, help="Of the split."),
-    max_reject_fraction: float = typer.Option(0.2, min=0.0, max=1.0, help="Of photographs."),
-    workers: int = typer.Option(None, min=1, help="Processes; all cores by default."),
-):
-    """Decode, check, crop and pack a manifest's photographs into shards."""
-    from dataload.shards import build_shards
-
-    with _progress("packing patients") as advance:
-        summary = build_shards(
-            manifest,
-            output,
-            keep_columns=tuple(name.strip() for name in keep_columns.split(",") if name.strip()),
-            short_side=short_side,
-            crop=crop,
-            holdout=holdout,
-            seed=seed,
-            max_reject_fraction=max_reject_fraction,
-            workers=workers,
-            progress=advance,
-        )
-    _say(summary)
 
 
 @tokenizer_app.command("train")
@@ -125,52 +94,6 @@ def demo(
     return run_demo(
         output=output, manifest=manifest, config=config, patients=patients, overrides=override
     )
-
-
-def _say(summary):
-    """Print what a build left, and the first photographs and rows that it could not use."""
-    from dataload.rejects import read_rejects
-
-    held_out = f" and {summary.test_patients} in {summary.test}" if summary.test else ""
-    again = "already built: " if summary.reused else ""
-    print(
-        f"{again}{summary.train_patients} patients in {summary.train}{held_out}; "
-        f"{summary.photographs} photographs, {summary.distinct_reports} distinct reports"
-    )
-    if summary.encoding == "gb18030":
-        print("the manifest is not UTF-8 and was read as GB18030: are its reports Chinese?")
-    if summary.rejects:
-        rejects = read_rejects(summary.rejects_file)
-        print(f"{summary.rejects} rejected, all in {summary.rejects_file}:")
-        for reject in rejects[:_SHOWN_REJECTS]:
-            print(f"  row {reject['row']}: {reject['reason']}")
-
-
-class _progress:
-    """A progress bar as a callback `advance(done, total)`; a line per tenth without a terminal."""
-
-    def __init__(self, name):
-        self.name = name
-        self.bar = Progress(console=Console(stderr=True)) if sys.stderr.isatty() else None
-        self.tenths = 0
-
-    def __enter__(self):
-        if self.bar:
-            self.task = self.bar.add_task(self.name)
-            self.bar.start()
-        return self.advance
-
-    def advance(self, done, total):
-        """Show `done` of `total`."""
-        if self.bar:
-            self.bar.update(self.task, completed=done, total=total)
-        elif total and done * 10 // total > self.tenths:
-            self.tenths = done * 10 // total
-            print(f"{self.name}: {done} of {total}", file=sys.stderr, flush=True)
-
-    def __exit__(self, *exception):
-        if self.bar:
-            self.bar.stop()
 
 
 def main(argv=None):

@@ -140,7 +140,7 @@ def evaluate(
         training=False,
         device=device,
         # one pass: nothing decoded is needed again
-        **(loader_settings(config) | {"cache_decoded": False}),
+        **(loader_settings(config) | {"cache": "none"}),
     )
     try:
         embeddings = embed(model, loader, device, progress)

@@ -17,5 +17,7 @@ def loader_settings(config) -> dict:
         "augmentation": Augmentation(**dataclasses.asdict(data.augmentation)),
         "backend": data.backend,
         "threads": data.threads,
-        "cache_decoded": data.cache_decoded,
+        "cache": data.cache,
+        "find_field": data.find_field,
+        "hw_decoder_load": data.hw_decoder_load,
     }

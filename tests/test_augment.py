@@ -101,15 +101,14 @@ def test_colour_factors_have_their_ranges():
 
 
 def test_only_the_official_ablation_mirrors():
-    assert not draws_of().mirror.any()
+    assert not draws_of().mirror.any() and not draws_of(Augmentation(flip="swap")).mirror.any()
     assert abs(draws_of(Augmentation(flip="per_eye")).mirror.mean() - 0.5) < 0.02
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flip": "swap"}, "flip is 'swap', which needs shards"),
-        ({"flip": "both"}, "flip is 'both'"),
+        ({"flip": "both"}, "flip is 'both': give 'none', 'swap' or 'per_eye'"),
         ({"crop_scale": (1.0, 0.9)}, "crop_scale"),
         ({"crop_scale": (0.0, 0.9)}, "crop_scale"),
         ({"brightness": 1.5}, "brightness is 1.5"),

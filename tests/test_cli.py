@@ -4,7 +4,9 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_cohort import write_tiny_cohort
 from tiny_run import RECIPE, run, train_command
 
@@ -43,6 +45,33 @@ def test_synth_shards_and_tokenizer(tmp_path):
     model = tmp_path / "tokenizer.model"
     done = retclip("tokenizer", "train", shards / "train", model, "--vocabulary-size", 500)
     assert done.returncode == 0 and model.is_file(), done.stderr
+
+
+def test_a_shard_set_is_verified_shown_and_tokenised(tmp_path):
+    manifest = write_tiny_cohort(tmp_path, patients=6)
+    shards = tmp_path / "shards"
+    done = retclip("shards", "build", manifest, shards, "--workers", 1, "--short-side", 48)
+    assert done.returncode == 0 and "6 patients in train" in done.stdout, done.stderr
+    done = retclip("shards", "verify", shards / "train")
+    assert done.returncode == 0 and "all as written" in done.stdout, done.stderr
+    sheet = tmp_path / "sheet.png"
+    done = retclip("shards", "show", shards / "train", "--sheet", sheet, "--patients", 4)
+    assert done.returncode == 0 and "6 (6 examinations)" in done.stdout, done.stderr
+    pixels = np.asarray(Image.open(sheet))
+    # four patients with two thumbnails each, and more on it than the background
+    assert pixels.shape[1] > 8 * 128 and pixels.std() > 20
+    model = tmp_path / "tokenizer.model"
+    words = ["tokenizer", "train", shards / "train", model, "--vocabulary-size", 400]
+    assert retclip(*words).returncode == 0
+    done = retclip("shards", "tokenize", shards / "train", model)
+    assert done.returncode == 0 and "distinct texts" in done.stdout, done.stderr
+    assert len(list((shards / "train").glob("tokens-*.safetensors"))) == 1
+    tar = next((shards / "train").glob("*.tar"))
+    data = bytearray(tar.read_bytes())
+    data[2000] ^= 1
+    tar.write_bytes(data)
+    done = retclip("shards", "verify", shards / "train")
+    assert done.returncode == 2 and "do not match their hash" in done.stderr
 
 
 def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path):

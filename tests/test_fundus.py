@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataload import fundus
 from dataload.fundus import FieldOfView, field_of_grid, find_field, grid_step
+
+
+@pytest.fixture(autouse=True)
+def definition(monkeypatch):
+    """The definition is tested here; tests/test_native_field.py holds native code to it."""
+    monkeypatch.setattr(fundus, "_native", lambda: None)
 
 
 def draw_disc(

@@ -1,71 +1,38 @@
 """The loader on real shard sets: everybody once, eyes and reports together, nothing lost."""
 
 import csv
-import logging
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from tiny_cohort import photograph_colour, tiny_eyes, tiny_report, write_tiny_cohort
+from tiny_loader import FIELDS, SIDE, joined, same, tiny_loaders, tiny_tokenizer, write_tiny_set
 
+from dataload import dali_pipeline
 from dataload import loader as loader_module
-from dataload import photograph_source
 from dataload.augment import Augmentation
-from dataload.loader import build_loader
-from dataload.reports import SentencePieceTokenizer, normalise_report, report_id
+from dataload.pillow_pipeline import PillowPipeline
+from dataload.reports import normalise_report, report_id
 from dataload.shards import ShardReader, build_shards
 
 PATIENTS = 21
-SIDE = 32
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loader")
-    manifest = write_tiny_cohort(folder, PATIENTS)
-    build_shards(manifest, folder / "shards", short_side=64, patients_per_shard=8, workers=1)
-    return folder / "shards" / "train"
+    return write_tiny_set(tmp_path_factory.mktemp("loader"), PATIENTS)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(shards, tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "reports.model"
-    SentencePieceTokenizer.train(ShardReader(shards).reports(), path, vocabulary_size=400)
-    return SentencePieceTokenizer.load(path)
+    return tiny_tokenizer(shards, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
 def build(shards, tokenizer):
-    made = []
-
-    def build(folder=None, **options):
-        defaults = {"context_length": 24, "batch_size": 4, "image_size": SIDE, "training": True}
-        made.append(build_loader(folder or shards, tokenizer=tokenizer, **{**defaults, **options}))
-        return made[-1]
-
-    yield build
-    for loader in made:
-        loader.close()
-
-
-FIELDS = ("left", "right", "present_eyes", "tokens", "lengths", "report_id", "index")
-
-
-def joined(batches):
-    """Return all batches as one: a dict of tensors with the patients along one axis."""
-    batches = list(batches)
-    return {
-        name: torch.cat(
-            [getattr(batch, name) for batch in batches], dim=1 if name == "present_eyes" else 0
-        )
-        for name in FIELDS
-    }
-
-
-def same(first, second):
-    return all(torch.equal(first[name], second[name]) for name in FIELDS)
+    with tiny_loaders(shards, tokenizer) as build:
+        yield build
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -88,6 +55,10 @@ def test_an_epoch_shows_everybody_once_with_their_own_report_and_eyes(
     assert (epoch["tokens"].numpy() == tokens).all() and epoch["tokens"].dtype == torch.int64
     assert (epoch["lengths"].numpy() == lengths).all()
     assert epoch["report_id"].tolist() == [report_id(text) for text in reports] + [0] * 3
+    packed = torch.cat([batch.packed.tokens for batch in batches]).tolist()
+    assert packed == [
+        token for row in zip(tokens, lengths, strict=True) for token in row[0][: row[1]]
+    ]
     for number, present in zip(index.tolist(), epoch["present_eyes"].T.tolist(), strict=True):
         eyes = tiny_eyes(number) if number >= 0 else ()
         assert present == ["left" in eyes, "right" in eyes]
@@ -122,48 +93,6 @@ def test_left_is_left_and_right_is_right(build, backend, training):
             assert towards_right == (eye == "right")
 
 
-@pytest.mark.parametrize("cache", [False, True])
-@pytest.mark.parametrize("backend", ["dali", "pillow"])
-def test_the_global_batch_does_not_depend_on_the_number_of_ranks(build, backend, cache):
-    options = {"backend": backend, "cache_decoded": cache, "seed": 7}
-    whole = joined(build(batch_size=8, **options).epoch(2))
-    for world in (2, 4):
-        ranks = [
-            list(build(batch_size=8 // world, rank=rank, world=world, **options).epoch(2))
-            for rank in range(world)
-        ]
-        assert {len(batches) for batches in ranks} == {3}
-        # step by step, the ranks side by side
-        assert same(joined([batch for step in zip(*ranks, strict=True) for batch in step]), whole)
-
-
-@pytest.mark.parametrize("cache", [False, True])
-@pytest.mark.parametrize("backend", ["dali", "pillow"])
-def test_a_resumed_run_sees_the_same_batches(build, backend, cache):
-    options = {"backend": backend, "cache_decoded": cache, "seed": 1}
-    loader = build(**options)
-    assert loader.state_dict() == {"epoch": 0, "step": 0}
-    reference = list(loader.epoch(0)) + list(loader.epoch(1))
-    assert loader.state_dict() == {"epoch": 2, "step": 0}
-    assert not torch.equal(reference[0].left, reference[6].left)
-    for stop in (1, 5, 6, 9):
-        interrupted = build(**options)
-        number, step = divmod(stop, 6)
-        run = interrupted.epoch(number)
-        for _ in range(step):
-            next(run)
-        run.close()
-        state = interrupted.state_dict() if step else {"epoch": number, "step": 0}
-        assert state == {"epoch": number, "step": step}
-        resumed = build(**options)
-        resumed.load_state_dict(state)
-        rest = list(resumed.epoch()) + list(resumed.epoch())
-        assert same(
-            joined(rest), joined((reference + list(loader.epoch(2)))[stop : number * 6 + 12])
-        )
-        assert same(joined(interrupted.epoch(number, step)), joined(rest[: 6 - step]))
-
-
 def test_seed_and_epoch_change_order_and_augmentation(build):
     reference = joined(build().epoch(0))
     assert same(joined(build().epoch(0)), reference)
@@ -189,52 +118,6 @@ def test_joint_augmentation_treats_both_eyes_alike(build):
     apart = joined(build(augmentation=Augmentation(erase_probability=1.0)).epoch(0))
     zeros = [(apart[eye][both] == 0).all(dim=1) for eye in ("left", "right")]
     assert not torch.equal(*zeros)
-
-
-@pytest.fixture
-def damaged(shards, tmp_path):
-    """A copy of the shards in which the left photograph of patient 4 is overwritten."""
-    folder = tmp_path / "damaged"
-    shutil.copytree(shards, folder)
-    reader = ShardReader(folder)
-    photograph = reader.patient(4).examinations[0].left[0]
-    with (folder / reader.info.shards[photograph.shard]["name"]).open("r+b") as file:
-        file.seek(photograph.offset)
-        file.write(b"\0" * photograph.size)
-    return folder
-
-
-@pytest.mark.parametrize("cache", [False, True])
-@pytest.mark.parametrize("backend", ["dali", "pillow"])
-def test_a_damaged_photograph_costs_its_eye_only(build, damaged, backend, cache, caplog):
-    options = {"backend": backend, "cache_decoded": cache}
-    intact = joined(build(**options).epoch(0))
-    loader = build(damaged, **options)
-    with caplog.at_level(logging.WARNING):
-        epochs = [joined(loader.epoch(0)) for _ in range(2)]
-    assert loader.decode_failures == 1
-    warnings = [record.getMessage() for record in caplog.records if "decoded" in record.message]
-    assert len(warnings) == 1 and warnings[0].startswith("patient T004, left eye: ")
-    place = intact["index"].tolist().index(4)
-    assert intact["present_eyes"][0, place]
-    intact["present_eyes"][0, place] = False
-    intact["left"][place] = 0
-    assert all(same(epoch, intact) for epoch in epochs)
-
-
-def test_all_photographs_damaged_is_still_an_epoch(build, damaged):
-    reader = ShardReader(damaged)
-    for shard in reader.info.shards:
-        with (damaged / shard["name"]).open("r+b") as file:
-            data = file.read()
-            file.seek(0)
-            # breaks the header of every JPEG and nothing else
-            file.write(data.replace(b"\xff\xd8\xff", b"\0\0\0"))
-    for backend in ("dali", "pillow"):
-        loader = build(damaged, backend=backend)
-        epoch = joined(loader.epoch(0))
-        assert not epoch["present_eyes"].any() and len(epoch["index"]) == 24
-        assert loader.decode_failures == sum(len(tiny_eyes(n)) for n in range(PATIENTS))
 
 
 @pytest.fixture(scope="module")
@@ -280,29 +163,18 @@ def test_an_epoch_draws_one_examination_and_one_photograph_per_eye(build, visits
     assert all(seen[patient] == set(range(1 + patient % 3)) for patient in range(40))
 
 
-def test_the_cache_decodes_each_photograph_once(build, monkeypatch):
-    decoded = []
+def test_dali_hears_of_the_largest_photograph_and_of_the_load(build, shards, monkeypatch):
+    heard = {}
 
-    def counting_decode(encoded):
-        decoded.append(len(encoded))
-        return real_decode(encoded)
+    def pipeline(settings, **options):
+        heard.update(options, settings=settings)
+        return PillowPipeline(settings)
 
-    real_decode = photograph_source.decode
-    monkeypatch.setattr(photograph_source, "decode", counting_decode)
-    for backend in ("dali", "pillow"):
-        decoded.clear()
-        loader = build(cache_decoded=True, backend=backend)
-        epochs = [joined(loader.epoch(number)) for number in (0, 1, 0)]
-        assert len(decoded) == sum(len(tiny_eyes(number)) for number in range(PATIENTS))
-        assert same(epochs[0], epochs[2])
-        # and the pixels are those of the uncached loader
-        assert same(epochs[1], joined(build(backend=backend).epoch(1)))
-
-
-def test_a_cache_that_does_not_fit_is_refused(build, monkeypatch):
-    monkeypatch.setattr(photograph_source, "available_memory", lambda: 10_000)
-    with pytest.raises(ValueError, match=r"cache_decoded needs .* set it to false"):
-        build(cache_decoded=True)
+    monkeypatch.setattr(dali_pipeline, "DaliPipeline", pipeline)
+    build(backend="dali", hw_decoder_load=0.75, batch_size=3)
+    largest = ShardReader(shards).info.largest
+    assert heard["largest"] == (largest["height"], largest["width"]) == (66, 64)
+    assert heard["hw_decoder_load"] == 0.75 and heard["batch"] == 6
 
 
 @pytest.mark.parametrize("parts", [{"nvidia", "nvidia.dali"}, {"nvidia"}, set()])
@@ -325,6 +197,9 @@ def test_the_backend_follows_what_is_installed(build, monkeypatch, parts):
         ({"seed": -1}, "seed is -1"),
         ({"backend": "torchvision"}, "backend is 'torchvision'"),
         ({"interpolation": "cubic"}, "interpolation is 'cubic'"),
+        ({"cache": "disk"}, "cache is 'disk'"),
+        ({"local_world": 0}, "local_world is 0"),
+        ({"hw_decoder_load": 1.5}, "hw_decoder_load is 1.5"),
     ],
 )
 def test_impossible_settings_name_themselves(build, options, message):
@@ -359,12 +234,13 @@ def test_real_photographs_come_through(build, shared_fundus, tmp_path):
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("cache", ["none", "full"])
 @pytest.mark.parametrize("backend", ["dali", "pillow"])
 def test_batches_are_made_on_the_gpu(build, backend, cache):
-    options = {"backend": backend, "cache_decoded": cache}
+    options = {"backend": backend, "cache": cache}
     batches = list(build(device="cuda", **options).epoch(0))
     assert all(getattr(batch, name).is_cuda for batch in batches for name in FIELDS)
+    assert all(batch.packed.tokens.is_cuda and batch.packed.offsets.is_cuda for batch in batches)
     on_gpu = {name: tensor.cpu() for name, tensor in joined(batches).items()}
     on_cpu = joined(build(**options).epoch(0))
     for name in FIELDS[2:]:

@@ -8,15 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_frames import (
+    BLOCKS,
+    DRAWN,
+    corner_cases,
+    definition,
+    draw,
+    draw_blocks,
+    read_photographs,
+)
 
-from dataload.fundus import FIELD_VERSION, find_field
+from dataload.fundus import FIELD_VERSION
 from dataload.fundus_operator import LIBRARY, OperatorError, load_operator, operator_is_built
 
 nvidia_dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DRAWN = 60
-BLOCKS = 600
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,7 @@ def built():
 
 
 def oracle_box(pixels):
-    field = find_field(pixels)
+    field = definition(pixels)
     return [field.y0, field.x0, field.y1 - field.y0, field.x1 - field.x0]
 
 
@@ -47,85 +54,6 @@ def operator_boxes(photographs, device="cpu"):
 
     (output,) = boxes().run()
     return np.array(output.as_cpu())
-
-
-def draw(number):
-    """Returns a drawn frame, (H, W, C): a disc in a surround; at times margins, a date, noise."""
-    random = np.random.default_rng(number)
-    height, width = random.integers(1, 1400, 2)
-    channels = 3 if random.random() < 0.8 else 1
-    surround, disc = random.integers(0, 60), random.integers(0, 256)
-    pixels = np.full((height, width, channels), surround, np.uint8)
-    y, x = np.ogrid[:height, :width]
-    centre_y, centre_x = random.uniform(0.3, 0.7, 2) * (height, width)
-    radius = random.uniform(0.05, 0.7) * max(height, width)
-    inside = (y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2
-    pixels[inside] = disc
-    if random.random() < 0.5:
-        pixels[: height // 12 + 1, : width // 5 + 1] = random.integers(0, 256, channels)
-    if random.random() < 0.7:
-        noise = random.integers(-20, 21, pixels.shape)
-        pixels = np.clip(pixels.astype(np.int64) + noise, 0, 255).astype(np.uint8)
-    if random.random() < 0.4:
-        top, left = random.integers(0, 80, 2)
-        pixels = np.pad(pixels, ((top, 3), (left, 0), (0, 0)), constant_values=255)
-    return pixels
-
-
-def draw_blocks(number):
-    """Returns a small frame of random stripes and blocks whose levels lie about the thresholds."""
-    random = np.random.default_rng(number)
-    height, width = random.integers(20, 220, 2)
-    surround = random.integers(0, 90)
-    pixels = np.full((height, width), surround, np.uint8)
-    levels = surround + np.array([0, 1, 8, 9, 10, 30, 60, 120])
-    for _ in range(random.integers(1, 9)):
-        (y, x), level = random.integers(0, (height, width)), random.choice(levels)
-        rows, columns = random.integers(1, (height, width))
-        pixels[y : y + rows, x : x + columns] = level
-    if random.random() < 0.3:
-        # two equal runs of lines: the first one counts
-        pixels[:] = surround
-        pixels[height // 8 : height // 4] = pixels[height // 2 : height // 2 + height // 8] = 200
-    if random.random() < 0.3:
-        # a corner of two levels, as many points of each
-        pixels[: -(-height // 20), ::2] = surround + 5
-    for margin in (pixels[: random.integers(1, 15)], pixels[:, -random.integers(1, 15) :]):
-        if random.random() < 0.5:
-            margin[:] = random.integers(238, 244)
-            margin[random.random(margin.shape) < random.choice([0, 0.008, 0.012, 0.025])] = 100
-    return pixels[..., None]
-
-
-def corner_cases():
-    """Returns frames at the edges of the definition: one value, one line, one point, checks."""
-    flat = [np.full((40, 30, 3), level, np.uint8) for level in (0, 8, 9, 239, 240, 255)]
-    random = np.random.default_rng(0)
-    noise = [
-        random.integers(0, 256, shape, np.uint8)
-        for shape in [
-            (1, 1, 3),
-            (1, 700, 3),
-            (513, 1, 1),
-            (10, 8, 3),
-            (512, 512, 1),
-            (1025, 3, 3),
-            (2, 2600, 3),
-        ]
-    ]
-    ramp = np.broadcast_to(np.arange(1030, dtype=np.uint16)[:, None] // 5, (1030, 77))
-    point = np.zeros((90, 90, 3), np.uint8)
-    point[40, 50] = 200
-    return [*flat, *noise, ramp[..., None].astype(np.uint8), point]
-
-
-def read_photographs(folder):
-    from PIL import Image
-
-    suffixes = {".jpg", ".jpeg", ".png"}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes:
-            yield np.asarray(Image.open(path).convert("RGB"))
 
 
 def assert_equal_boxes(photographs, device="cpu"):
@@ -225,9 +153,9 @@ def test_it_builds_and_runs_without_cuda(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     # a process of its own: DALI keeps what it loaded, and `make native` may have built another
     program = (
-        "import test_native, dataload.fundus_operator as operator\n"
+        "import drawn_frames, test_native, dataload.fundus_operator as operator\n"
         f"operator.load_operator({str(tmp_path / LIBRARY.name)!r})\n"
-        "test_native.assert_equal_boxes([*map(test_native.draw_blocks, range(100))])\n"
+        "test_native.assert_equal_boxes([*map(drawn_frames.draw_blocks, range(100))])\n"
     )
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     environment = {**os.environ, "PYTHONPATH": paths}

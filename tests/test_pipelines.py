@@ -150,22 +150,43 @@ def test_pixels_of_cpu_and_gpu_agree(colour, shared_fundus):
 def test_resampling_keeps_what_it_must(interpolation):
     pixels = decode(drawn_photographs(1)[0])
     square = pixels[:50, :50]
-    assert (resample(square, (0, 0, 50, 50), 50, interpolation) == square).all()
+    assert (resample(square, (0, 0, 50, 50), (50, 50), interpolation) == square).all()
     flat = np.full((70, 90, 3), 137, np.uint8)
-    assert (resample(flat, (3, 4, 60, 80), 32, interpolation) == 137).all()
+    assert (resample(flat, (3, 4, 60, 80), (32, 32), interpolation) == 137).all()
     # pixels outside the box take part, so a box is not the same as a cut
     box = (10, 10, 50, 50)
-    shifted = resample(np.roll(pixels, (5, 7), (0, 1)), (15, 17, 55, 57), 20, interpolation)
-    assert (resample(pixels, box, 20, interpolation) == shifted).all()
-    mirrored = resample(pixels[:, ::-1], (0, 0, *pixels.shape[:2]), 40, interpolation)
-    whole = resample(pixels, (0, 0, *pixels.shape[:2]), 40, interpolation)
+    shifted = resample(np.roll(pixels, (5, 7), (0, 1)), (15, 17, 55, 57), (20, 20), interpolation)
+    assert (resample(pixels, box, (20, 20), interpolation) == shifted).all()
+    mirrored = resample(pixels[:, ::-1], (0, 0, *pixels.shape[:2]), (40, 40), interpolation)
+    whole = resample(pixels, (0, 0, *pixels.shape[:2]), (40, 40), interpolation)
     assert np.abs(mirrored[:, ::-1].astype(int) - whole).max() <= 1
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+def test_a_box_beyond_the_photograph_is_cut_to_it(encoded):
+    settings = ImageSettings(image_size=SIDE, encoded=encoded)
+    files = drawn_photographs(5)
+    beyond, within = (make_job(files, settings) for _ in range(2))
+    (height, width) = decode(files[0]).shape[:2]
+    # in this order: outside altogether, on two sides, on one, before the first pixel, of no pixel
+    beyond.boxes[:3] = [[900, 900, 990, 990], [20, 30, 900, 900], [20, 30, 40, 900]]
+    beyond.boxes[3:] = [[-7, -9, 40, 30], [20, 30, 20, 30]]
+    sizes = within.boxes[:, 2:].copy()
+    within.boxes[0, :2] = sizes[0] - 1
+    within.boxes[1, :2] = within.boxes[2, :2] = within.boxes[4, :2] = (20, 30)
+    within.boxes[2:, 2:] = [[40, sizes[2, 1]], [40, 30], [21, 31]]
+    assert (height, width) == tuple(sizes[0])
+    images = [
+        one_batch(name, settings, job) for name in ("dali", "pillow") for job in (beyond, within)
+    ]
+    assert torch.equal(*images[:2]) and torch.equal(*images[2:])
+    assert differences(images[0], images[2], settings).max() <= 3.01
 
 
 def test_halving_with_the_linear_kernel_is_a_known_average():
     row = np.array([10, 20, 40, 80, 160, 240, 200, 100], np.uint8)
     pixels = np.repeat(np.tile(row, (8, 1))[..., None], 3, axis=2)
-    result = resample(pixels, (0, 0, 8, 8), 4, "linear")[0, :, 0]
+    result = resample(pixels, (0, 0, 8, 8), (4, 4), "linear")[0, :, 0]
     padded = np.concatenate([row[:1], row, row[-1:]]).astype(float)
     expected = [np.dot(padded[k : k + 4], [1, 3, 3, 1]) / 8 for k in (0, 2, 4, 6)]
     assert np.abs(result - np.array(expected)).max() <= 0.5
@@ -262,6 +283,29 @@ def test_an_error_of_the_source_comes_through(backend):
         list(pipeline.run(job_of, 0, 6))
     assert len(list(pipeline.run(lambda step: job, 0, 2))) == 2
     pipeline.close()
+
+
+class Decoders:
+    """Stands for DALI's fn where only the arguments of the decoder matter."""
+
+    def __init__(self):
+        self.decoders = self
+
+    def image(self, encoded, **options):
+        return options
+
+
+def test_only_a_gpus_decoder_is_told_sizes_and_load():
+    fancy = {"jpeg_fancy_upsampling": True}
+    options = {"largest": (480, 640), "hw_decoder_load": 0.8}
+    assert dali_pipeline._decode(Decoders(), None, False, **options) == fancy | {"device": "cpu"}
+    hints = {"preallocate_height_hint": 480, "preallocate_width_hint": 640}
+    on_gpu = fancy | hints | {"device": "mixed"}
+    loaded = on_gpu | {"hw_decoder_load": 0.8}
+    assert dali_pipeline._decode(Decoders(), None, True, **options) == loaded
+    # nothing said is DALI's own choice, and 0 is not nothing
+    assert dali_pipeline._decode(Decoders(), None, True, (480, 640)) == on_gpu
+    assert dali_pipeline._decode(Decoders(), None, True, (1, 1), 0.0)["hw_decoder_load"] == 0.0
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])

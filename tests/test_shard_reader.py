@@ -1,15 +1,17 @@
 """Reading shard sets: the tars by three readers, views, and all ways in which files may not fit."""
 
 import json
+import os
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from tiny_cohort import write_tiny_cohort
 from tiny_shards import build_tiny, everything
 
-from dataload import shard_reader
+from dataload import open_files
 from dataload.shards import ShardError, ShardReader
 
 
@@ -79,7 +81,7 @@ def test_dali_reads_the_tars_by_their_indices(built):
         np.testing.assert_array_equal(left, expected)
 
 
-def test_views_are_mapped_read_only_and_outlive_the_reader(built):
+def test_bytes_are_read_only_and_outlive_the_reader(built):
     summary, _ = built
     reader = ShardReader(summary.train)
     view = reader.jpeg(reader.patient(0).examinations[0].left[0])
@@ -96,13 +98,25 @@ def test_reader_is_sent_to_other_processes_by_its_folder(built):
     assert copy.patient(11) == reader.patient(11) and len(copy) == 12
 
 
-def test_few_mappings_serve_many_shards(built, monkeypatch):
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_few_open_files_serve_many_shards_and_threads(built, monkeypatch):
     _, reader = built
-    monkeypatch.setattr(shard_reader, "MAPPED_SHARDS", 1)
+    expected = [reader.patient(index) for index in range(12)]
+    monkeypatch.setattr(open_files, "LIMIT", 1)
+    before = descriptors()
     fresh = ShardReader(reader.folder)
-    views = [fresh.jpeg(fresh.patient(index).examinations[0].left[0]) for index in (0, 6, 10, 1)]
-    assert len(fresh._mapped) == 1
-    assert all(view[:2].tolist() == [0xFF, 0xD8] for view in views)
+    with ThreadPoolExecutor(8) as pool:
+        # every read evicts the file that another thread may be reading
+        assert list(pool.map(fresh.patient, [*range(12)] * 40)) == expected * 40
+    assert len(fresh._files) == 1 and descriptors() == before + 1
+    # evicted at once, and still read
+    monkeypatch.setattr(open_files, "LIMIT", 0)
+    assert fresh.patient(0) == expected[0] and fresh.patient(11) == expected[11]
+    del fresh
+    assert descriptors() == before
 
 
 def test_no_patient_beyond_the_last(built):
@@ -137,13 +151,21 @@ def test_reader_names_what_does_not_match(built, tmp_path):
         ShardReader(folder)
 
 
-def test_a_shard_that_shrinks_after_opening_is_named(built, tmp_path):
+def test_a_shard_that_shrinks_or_goes_after_opening_is_named(built, tmp_path):
     folder = copy_of(built, tmp_path)
     reader = ShardReader(folder)
-    (folder / "shard-000001.tar").write_bytes(b"")
-    reader.patient(0)
-    with pytest.raises(ShardError, match=r"shard-000001.tar: is 0 bytes long"):
-        reader.patient(7)
+    reader.patient(6)
+    with (folder / "shard-000001.tar").open("r+b") as file:
+        file.truncate(700)
+    says = rf"dataset.json says it is {reader.info.shards[1]['bytes']} bytes long"
+    with pytest.raises(
+        ShardError, match=rf"shard-000001.tar: has 188 of \d+ bytes from byte 512 on, {says}"
+    ):
+        reader.patient(5)
+    (folder / "shard-000002.tar").unlink()
+    with pytest.raises(ShardError, match=r"shard-000002.tar: no such file, but dataset.json names"):
+        reader.patient(11)
+    assert reader.patient(0).patient_id == "T000"
 
 
 @pytest.mark.parametrize(
@@ -151,9 +173,9 @@ def test_a_shard_that_shrinks_after_opening_is_named(built, tmp_path):
     [
         ("{", "is damaged"),
         ("[]", "is damaged"),
-        ('{"format": "other", "version": 1}', "is not the description of a shard set"),
-        ('{"format": "retclip-shards", "version": 99}', "format version 99, this program reads 1"),
-        ('{"format": "retclip-shards", "version": 1}', "is damaged"),
+        ('{"format": "other", "version": 2}', "is not the description of a shard set"),
+        ('{"format": "retclip-shards", "version": 99}', "format version 99, this program reads 2"),
+        ('{"format": "retclip-shards", "version": 2}', "is damaged"),
     ],
 )
 def test_reader_refuses_other_descriptions(tmp_path, text, message):

@@ -21,7 +21,7 @@ def test_the_same_build_twice_is_kept(cohort, tmp_path):
     )
     assert second.reused and not first.reused
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    for name in ("train_patients", "test_patients", "photographs", "distinct_reports", "rejects"):
+    for name in ("patients", "photographs", "distinct_reports", "rejects", "warnings"):
         assert getattr(first, name) == getattr(second, name)
 
 
@@ -105,4 +105,4 @@ def test_a_full_disk_is_said_and_leaves_no_half_set(cohort, tmp_path, monkeypatc
         build_tiny(cohort, tmp_path / "out")
     assert list(everything(tmp_path / "out")) == ["building.json"]
     monkeypatch.undo()
-    assert build_tiny(cohort, tmp_path / "out").train_patients == 12
+    assert build_tiny(cohort, tmp_path / "out").patients == {"train": 12}

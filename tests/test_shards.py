@@ -27,7 +27,7 @@ def built(cohort, tmp_path_factory):
 
 def test_every_patient_comes_out_as_it_went_in(built, cohort):
     summary, reader = built
-    assert (summary.train_patients, summary.test_patients, summary.test) == (12, 0, None)
+    assert (summary.patients, summary.test) == ({"train": 12}, None)
     assert (summary.photographs, summary.distinct_reports, summary.rejects) == (20, 8, 0)
     with cohort.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -119,7 +119,9 @@ def test_holdout_keeps_patients_whole_and_depends_on_the_seed_alone(cohort, tmp_
     summary = build_tiny(cohort, tmp_path / "a", holdout=0.25, seed=1)
     train = [patient.patient_id for patient in patients_of(summary.train)]
     test = [patient.patient_id for patient in patients_of(summary.test)]
-    assert (len(train), len(test)) == (9, 3) == (summary.train_patients, summary.test_patients)
+    assert (
+        (len(train), len(test)) == (9, 3) == (summary.patients["train"], summary.patients["test"])
+    )
     assert sorted(train + test) == [f"T{number:03d}" for number in range(12)]
     assert ShardReader(summary.test).info.split == "test"
     lines = cohort.read_text("utf-8").splitlines()
@@ -134,12 +136,12 @@ def test_holdout_keeps_patients_whole_and_depends_on_the_seed_alone(cohort, tmp_
 @pytest.mark.parametrize("holdout, expected", [(0.01, 1), (0.5, 6), (0.99, 11)])
 def test_holdout_leaves_someone_on_both_sides(cohort, tmp_path, holdout, expected):
     summary = build_tiny(cohort, tmp_path, holdout=holdout)
-    assert (summary.test_patients, summary.train_patients) == (expected, 12 - expected)
+    assert (summary.patients["test"], summary.patients["train"]) == (expected, 12 - expected)
 
 
 def test_one_patient_cannot_be_split(tmp_path):
     manifest = write_tiny_cohort(tmp_path / "cohort", patients=1)
-    with pytest.raises(ShardError, match="one patient cannot be split"):
+    with pytest.raises(ShardError, match="1 patient.s. cannot be split"):
         build_tiny(manifest, tmp_path / "out", holdout=0.5)
 
 
@@ -174,7 +176,12 @@ def test_a_bad_photograph_costs_neither_the_other_eye_nor_the_build(tmp_path):
     reasons = [line["reason"] for line in lines]
     for reason, part in zip(
         reasons,
-        ("truncated", "does not exist", "is empty (0 bytes)", "no photograph of patient 'T002'"),
+        (
+            "Premature end",
+            "does not exist",
+            "is empty (0 bytes)",
+            "no photograph of patient 'T002'",
+        ),
         strict=True,
     ):
         assert part in reason
@@ -192,7 +199,7 @@ def test_too_many_rejects_stop_the_build_and_are_listed(tmp_path):
     assert (output / "rejects.csv").exists()
     assert not list(output.rglob("dataset.json")) and not list(output.rglob("*.part"))
     # the limit is no part of what the shards hold
-    assert build_tiny(manifest, output, max_reject_fraction=0.15).train_patients == 11
+    assert build_tiny(manifest, output, max_reject_fraction=0.15).patients == {"train": 11}
 
 
 def test_nobody_left_is_an_error(tmp_path):
@@ -303,7 +310,7 @@ def test_real_photographs_pass_whole(shared_fundus, tmp_path):
     header = "patient_id,left,right,image,eye,report"
     manifest.write_text("\n".join([header, *rows]), encoding="utf-8")
     summary = build_shards(manifest, tmp_path / "out", short_side=256, workers=1)
-    assert (summary.train_patients, summary.photographs, summary.rejects) == (4, 5, 0)
+    assert (summary.patients["train"], summary.photographs, summary.rejects) == (4, 5, 0)
     a, b, c, d = (patient.examinations[0] for patient in patients_of(summary.train))
     assert (len(a.left), len(a.right), len(b.left), len(b.right)) == (1, 1, 0, 1)
     assert (len(c.left), len(d.unknown)) == (1, 1)
@@ -314,3 +321,13 @@ def test_real_photographs_pass_whole(shared_fundus, tmp_path):
     # a disc in its box: bright in the middle of each border, dark in the corners
     image = image_of(reader, d.unknown[0]).max(-1)
     assert image[128, 3] > 30 and image[3, 128] > 30 and image[:8, :8].max() < 30
+
+
+def test_a_photograph_of_several_reports_is_stored_once(tmp_path):
+    draw_photograph(0, "left", (80, 80)).save(tmp_path / "a.png")
+    lines = ["patient_id,exam_id,left,report", "P,1,a.png,one", "P,2,a.png,two"]
+    (tmp_path / "patients.csv").write_text("\n".join(lines))
+    summary = build_tiny(tmp_path / "patients.csv", tmp_path / "out")
+    one, two = patients_of(summary.train)[0].examinations
+    assert (one.report, two.report) == ("one", "two") and one.left == two.left
+    assert ShardReader(summary.train).info.shards[0]["photographs"] == 1

@@ -1,11 +1,11 @@
 """Building shard sets from tiny cohorts, and looking at what is in them, for tests."""
 
-import csv
 import io
 
 import numpy as np
 from PIL import Image
 
+from dataload.rejects import read_rejects
 from dataload.shards import ShardReader, build_shards
 
 
@@ -20,10 +20,9 @@ def everything(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def rejects_of(summary):
-    """Return the lines of rejects.csv as dictionaries."""
-    with summary.rejects_file.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def rejects_of(summary, kind="rejected"):
+    """Return the lines of one kind of rejects.csv as dictionaries."""
+    return [line for line in read_rejects(summary.rejects_file) if line["kind"] == kind]
 
 
 def image_of(reader, photo):

@@ -7,8 +7,10 @@
 
 #include <cstdint>
 
-// FIELD_VERSION of dataload/fundus.py; dataload/fundus_operator.py compares the two
+// FIELD_VERSION of dataload/fundus.py; whoever loads a library compares the two
 #define RETCLIP_FIELD_VERSION 1
+#define RETCLIP_TEXT_OF(number) #number
+#define RETCLIP_TEXT(number) RETCLIP_TEXT_OF(number)
 
 #ifdef __CUDACC__
 #define RETCLIP_HOST_DEVICE __host__ __device__
@@ -29,9 +31,11 @@ constexpr int kContrastShare = 8;
 constexpr double kLineShare = 0.05;
 constexpr double kMinAreaShare = 0.04;
 
-// pixels are (height, width, channels); box is where the result goes: y, x, height, width
+// A photograph by the points of its grid, which lie in the middle of its cells: the first of them,
+// and the bytes from one to the next. `box` is where the result goes: y, x, height, width.
 struct Photograph {
-  const uint8_t *pixels;
+  const uint8_t *points;
+  int64_t row_stride, column_stride;
   int32_t *box;
   int height, width, channels;
 };
@@ -62,25 +66,47 @@ RETCLIP_HOST_DEVICE inline int CeilDivide(int a, int b) { return (a + b - 1) / b
 RETCLIP_HOST_DEVICE inline int Smaller(int a, int b) { return a < b ? a : b; }
 RETCLIP_HOST_DEVICE inline int Larger(int a, int b) { return a > b ? a : b; }
 
+// How many pixels lie between two points of the grid.
+RETCLIP_HOST_DEVICE inline int GridStep(int height, int width) {
+  return CeilDivide(Larger(height, width), kGrid);
+}
+
+// The photograph whose pixels, (height, width, channels), lie one after the other.
+inline Photograph WholePhotograph(const uint8_t *pixels, int32_t *box, int height, int width,
+                                  int channels) {
+  const int64_t step = GridStep(height, width), middle = step / 2;
+  const int64_t row = static_cast<int64_t>(width) * channels;
+  return {pixels + middle * (row + channels), step * row, step * channels, box, height, width,
+          channels};
+}
+
+// The team on the processor.
+struct OneThread {
+  int rank() const { return 0; }
+  int size() const { return 1; }
+  void sync() const {}
+};
+
 template <typename Team>
 class FieldFinder {
  public:
   RETCLIP_HOST_DEVICE FieldFinder(Team team, const Photograph &photograph, Planes &planes,
                                   Counts &counts)
       : team_(team), photograph_(photograph), planes_(planes), counts_(counts) {
-    step_ = CeilDivide(Larger(photograph.height, photograph.width), kGrid);
-    // points lie in the middle of their cells; a very narrow photograph has none
-    middle_ = step_ / 2;
-    grid_height_ = CeilDivide(photograph.height - middle_, step_);
-    grid_width_ = CeilDivide(photograph.width - middle_, step_);
+    step_ = GridStep(photograph.height, photograph.width);
+    // a very narrow photograph has no points
+    grid_height_ = CeilDivide(photograph.height - step_ / 2, step_);
+    grid_width_ = CeilDivide(photograph.width - step_ / 2, step_);
   }
 
-  RETCLIP_HOST_DEVICE void Run() {
+  // Writes the box, and returns whether it is a field that was found rather than all there is.
+  RETCLIP_HOST_DEVICE bool Run() {
     Rectangle field{{0, grid_height_}, {0, grid_width_}};
+    bool found = false;
     if (grid_height_ > 0 && grid_width_ > 0) {
       SampleGrid();
-      TrimWhite(field);
-      FindDisc(field);
+      const bool trimmed = TrimWhite(field);
+      found = FindDisc(field) || trimmed;
     }
     if (team_.rank() == 0) {
       int32_t *box = photograph_.box;
@@ -89,6 +115,7 @@ class FieldFinder {
       box[2] = End(field.rows, grid_height_, photograph_.height) - box[0];
       box[3] = End(field.columns, grid_width_, photograph_.width) - box[1];
     }
+    return found;
   }
 
  private:
@@ -98,28 +125,41 @@ class FieldFinder {
   }
 
   RETCLIP_HOST_DEVICE void SampleGrid() {
-    const int channels = photograph_.channels;
-    for (int cell = team_.rank(); cell < grid_height_ * grid_width_; cell += team_.size()) {
-      const int64_t y = middle_ + cell / grid_width_ * step_;
-      const int64_t x = middle_ + cell % grid_width_ * step_;
-      const uint8_t *pixel = photograph_.pixels + (y * photograph_.width + x) * channels;
-      int darkest = pixel[0], brightest = pixel[0];
-      for (int channel = 1; channel < channels; ++channel) {
-        darkest = Smaller(darkest, pixel[channel]);
-        brightest = Larger(brightest, pixel[channel]);
+    if (photograph_.channels == 3)
+      SampleChannels<3>();
+    else
+      SampleChannels<0>();
+  }
+
+  // kChannels: how many there are, 0 where the photograph says it.
+  template <int kChannels>
+  RETCLIP_HOST_DEVICE void SampleChannels() {
+    const int channels = kChannels ? kChannels : photograph_.channels;
+    for (int y = 0; y < grid_height_; ++y) {
+      const uint8_t *row = photograph_.points + y * photograph_.row_stride;
+      for (int x = team_.rank(); x < grid_width_; x += team_.size()) {
+        const uint8_t *pixel = row + x * photograph_.column_stride;
+        uint8_t darkest = pixel[0], brightest = pixel[0];
+        for (int channel = 1; channel < channels; ++channel) {
+          darkest = pixel[channel] < darkest ? pixel[channel] : darkest;
+          brightest = pixel[channel] > brightest ? pixel[channel] : brightest;
+        }
+        planes_.darkest[y * grid_width_ + x] = darkest;
+        planes_.brightest[y * grid_width_ + x] = brightest;
       }
-      planes_.darkest[cell] = static_cast<uint8_t>(darkest);
-      planes_.brightest[cell] = static_cast<uint8_t>(brightest);
     }
   }
 
-  // Leaves out the white rows and columns along the border; nothing where all is white.
-  RETCLIP_HOST_DEVICE void TrimWhite(Rectangle &field) {
+  // Leaves out the white rows and columns along the border; nothing where all is white. Returns
+  // whether there were any.
+  RETCLIP_HOST_DEVICE bool TrimWhite(Rectangle &field) {
     CountRows(planes_.darkest, kWhiteLevel - 1, field);
     CountColumns(planes_.darkest, kWhiteLevel - 1, field);
     const Rectangle inside{NotWhite(counts_.rows, grid_height_, grid_width_),
                            NotWhite(counts_.columns, grid_width_, grid_height_)};
-    if (inside.rows.length() && inside.columns.length()) field = inside;
+    if (!inside.rows.length() || !inside.columns.length()) return false;
+    field = inside;
+    return inside.rows.length() < grid_height_ || inside.columns.length() < grid_width_;
   }
 
   RETCLIP_HOST_DEVICE static Range NotWhite(const int *counts, int lines, int length) {
@@ -133,13 +173,14 @@ class FieldFinder {
     return range;
   }
 
-  // Narrows `field` to the disc; leaves it alone where there is no disc in a surround.
-  RETCLIP_HOST_DEVICE void FindDisc(Rectangle &field) {
+  // Narrows `field` to the disc; leaves it alone, and returns false, where there is no disc in a
+  // surround.
+  RETCLIP_HOST_DEVICE bool FindDisc(Rectangle &field) {
     const int surround = SurroundLevel(field);
     const int bright_mean = MeanAbove(surround + kMinContrast, field);
-    if (bright_mean < 0) return;
+    if (bright_mean < 0) return false;
     const int contrast = bright_mean - surround;
-    if (surround > kSurroundRatio * (surround + contrast)) return;
+    if (surround > kSurroundRatio * (surround + contrast)) return false;
     const int threshold = surround + Larger(kMinContrast, contrast / kContrastShare);
     Rectangle disc = field;
     // the second pass counts rows without what lies beside the disc, such as a printed date
@@ -150,8 +191,9 @@ class FieldFinder {
       disc.columns = LongestRun(counts_.columns, field.columns);
     }
     const int area = field.rows.length() * field.columns.length();
-    if (disc.rows.length() * disc.columns.length() < kMinAreaShare * area) return;
+    if (disc.rows.length() * disc.columns.length() < kMinAreaShare * area) return false;
     field = disc;
+    return true;
   }
 
   // The median brightness of the darkest of the four corners.
@@ -218,24 +260,29 @@ class FieldFinder {
     return longest;
   }
 
+  // Counts the points above `threshold` in every row of a rectangle.
   RETCLIP_HOST_DEVICE void CountRows(const uint8_t *plane, int threshold, const Rectangle &in) {
-    CountLines(plane, threshold, in.rows, grid_width_, in.columns, 1, counts_.rows);
-  }
-
-  RETCLIP_HOST_DEVICE void CountColumns(const uint8_t *plane, int threshold, const Rectangle &in) {
-    CountLines(plane, threshold, in.columns, 1, in.rows, grid_width_, counts_.columns);
-  }
-
-  RETCLIP_HOST_DEVICE void CountLines(const uint8_t *plane, int threshold, const Range &lines,
-                                      int line_stride, const Range &points, int point_stride,
-                                      int *counts) {
     // others may still be writing the plane, or reading the counts that are about to go
     team_.sync();
-    for (int line = lines.start + team_.rank(); line < lines.stop; line += team_.size()) {
+    for (int y = in.rows.start + team_.rank(); y < in.rows.stop; y += team_.size()) {
+      const uint8_t *row = plane + y * grid_width_;
       int count = 0;
-      for (int point = points.start; point < points.stop; ++point)
-        count += plane[line * line_stride + point * point_stride] > threshold;
-      counts[line] = count;
+      for (int x = in.columns.start; x < in.columns.stop; ++x) count += row[x] > threshold;
+      counts_.rows[y] = count;
+    }
+    team_.sync();
+  }
+
+  // Counts the points above `threshold` in every column of a rectangle.
+  RETCLIP_HOST_DEVICE void CountColumns(const uint8_t *plane, int threshold, const Rectangle &in) {
+    team_.sync();
+    const int first = in.columns.start + team_.rank();
+    for (int x = first; x < in.columns.stop; x += team_.size()) counts_.columns[x] = 0;
+    // row by row, as the plane lies in memory; a column belongs to one thread all along
+    for (int y = in.rows.start; y < in.rows.stop; ++y) {
+      const uint8_t *row = plane + y * grid_width_;
+      for (int x = first; x < in.columns.stop; x += team_.size())
+        counts_.columns[x] += row[x] > threshold;
     }
     team_.sync();
   }
@@ -244,7 +291,7 @@ class FieldFinder {
   const Photograph &photograph_;
   Planes &planes_;
   Counts &counts_;
-  int step_, middle_, grid_height_, grid_width_;
+  int step_, grid_height_, grid_width_;
 };
 
 }  // namespace retclip

@@ -1,21 +1,12 @@
 // fundus_fov on the processor, its schema, and what the library was built for.
 #include "fundus_fov.h"
 
-#define RETCLIP_TEXT_OF(number) #number
-#define RETCLIP_TEXT(number) RETCLIP_TEXT_OF(number)
-
 // dataload/fundus_operator.py looks for this text in the file, before it loads what does not fit
 extern "C" const char retclip_built_for[];
 const char retclip_built_for[] = "retclip_dali built for DALI " RETCLIP_DALI_VERSION
                                  ", field version " RETCLIP_TEXT(RETCLIP_FIELD_VERSION) ";";
 
 namespace retclip {
-
-struct OneThread {
-  int rank() const { return 0; }
-  int size() const { return 1; }
-  void sync() const {}
-};
 
 template <>
 void FundusFov<dali::CPUBackend>::RunImpl(dali::Workspace &ws) {

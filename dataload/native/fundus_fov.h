@@ -47,9 +47,9 @@ std::vector<Photograph> GatherPhotographs(dali::Workspace &ws) {
   std::vector<Photograph> photographs(input.num_samples());
   for (int i = 0; i < input.num_samples(); ++i) {
     const auto shape = input.tensor_shape_span(i);
-    photographs[i] = {input.template tensor<uint8_t>(i),
-                      output.template mutable_tensor<int32_t>(i), static_cast<int>(shape[0]),
-                      static_cast<int>(shape[1]), static_cast<int>(shape[2])};
+    photographs[i] = WholePhotograph(
+        input.template tensor<uint8_t>(i), output.template mutable_tensor<int32_t>(i),
+        static_cast<int>(shape[0]), static_cast<int>(shape[1]), static_cast<int>(shape[2]));
   }
   return photographs;
 }

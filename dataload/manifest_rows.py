@@ -1,0 +1,160 @@
+"""The rows of a table on disk: CSV or JSONL in any of the usual encodings, one dictionary a row.
+
+Nothing here knows what a patient is. A row that cannot be read becomes a RowError in its place,
+and rows are numbered by their first line in the file, as an editor shows it.
+"""
+
+import codecs
+import csv
+import json
+
+COLUMNS = ("patient_id", "exam_id", "left", "right", "image", "eye", "report")
+CHUNK = 1 << 20
+FIELD_LIMIT = 1 << 20
+
+
+class ManifestError(ValueError):
+    """The manifest as a whole cannot be used: no such file, no needed column, no patient left."""
+
+
+class RowError(ValueError):
+    """One row cannot be used."""
+
+
+def encoding_of(path):
+    """Return the encoding that decodes the whole file (utf-8-sig, gb18030 or utf-16).
+
+    Judged in constant memory. Raises ManifestError when there is no such file or no such encoding.
+    """
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such file; a manifest is a CSV or JSONL file")
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return "utf-16"
+    for encoding in ("utf-8-sig", "gb18030"):
+        decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK):
+                    decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    raise ManifestError(f"{path}: is neither UTF-8 nor GB18030 text; save it as CSV (UTF-8)")
+
+
+def read_rows(path, encoding, keep_columns):
+    """Yield (row, {casefolded column: value} or RowError) of each row that is not empty.
+
+    `keep_columns` must be among the columns. Raises ManifestError when the file is no such table
+    or lacks a needed column.
+    """
+    with path.open(encoding=encoding, newline="") as file:
+        first = file.read(CHUNK).lstrip()[:1]
+        file.seek(0)
+        if first == "[":
+            raise ManifestError(f"{path}: is one JSON array; write one object per line (JSONL)")
+        rows = _jsonl_rows if first == "{" else _csv_rows
+        yield from rows(file, path, keep_columns)
+
+
+def _check_columns(path, columns, keep_columns):
+    """Raise ManifestError when a needed or kept column is not among `columns` (casefolded)."""
+    found = f"columns found: {', '.join(columns) or 'none'}"
+    missing = [name for name in ("patient_id", "report") if name not in columns]
+    if missing:
+        raise ManifestError(f"{path}: no column {' and no column '.join(missing)}; {found}")
+    if not {"left", "right", "image"} & set(columns):
+        raise ManifestError(f"{path}: needs a column left, right or image; {found}")
+    for name in keep_columns:
+        if name.casefold() not in columns:
+            raise ManifestError(f"{path}: has no column {name!r} to keep; {found}")
+
+
+def _csv_rows(file, path, keep_columns):
+    """Yield (row, fields or RowError) of a delimited table; the delimiter is read off line 1."""
+    header_line = file.readline()
+    delimiter = max(",\t;", key=lambda mark: _has_patient_column(header_line, mark))
+    file.seek(0)
+    previous_limit = csv.field_size_limit(FIELD_LIMIT)
+    try:
+        reader = csv.reader(file, delimiter=delimiter)
+        columns = [name.strip().casefold() for name in next(reader, [])]
+        _check_columns(path, columns, keep_columns)
+        for name in (*COLUMNS, *map(str.casefold, keep_columns)):
+            if columns.count(name) > 1:
+                raise ManifestError(f"{path}: has two columns named {name}; keep one")
+        while True:
+            row = reader.line_num + 1
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield row, RowError(f"is not CSV ({error}); is a quotation mark left open?")
+                continue
+            if any(value.strip() for value in values):
+                yield row, _name_values(columns, values)
+    finally:
+        csv.field_size_limit(previous_limit)
+
+
+def _has_patient_column(line, delimiter):
+    return "patient_id" in [name.strip(' "\r\n').casefold() for name in line.split(delimiter)]
+
+
+def _name_values(columns, values):
+    extra = [value for value in values[len(columns) :] if value.strip()]
+    if extra:
+        return RowError(
+            f"has {len(values)} fields where the header names {len(columns)} columns; "
+            "put a report that holds a comma in quotation marks"
+        )
+    values = values + [""] * (len(columns) - len(values))
+    return dict(zip(columns, values, strict=False))
+
+
+def _jsonl_rows(file, path, keep_columns):
+    """Yield (row, fields or RowError) of a file with one JSON object per line."""
+    columns = {}
+    for row, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield row, RowError(f"is not JSON ({error}); write one object per line")
+            continue
+        if not isinstance(fields, dict):
+            yield row, RowError(f"is a JSON {type(fields).__name__}; write one object per line")
+            continue
+        fields = {name.strip().casefold(): value for name, value in fields.items()}
+        columns |= dict.fromkeys(fields)
+        yield row, fields
+    _check_columns(path, list(columns), keep_columns)
+
+
+def text_of(fields, name):
+    """Return a field as stripped text; numbers become text, null and absence become ''."""
+    value = fields.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RowError(f"{name} is {value!r}; write a text")
+    if isinstance(value, float) and name == "patient_id":
+        raise RowError(f"patient_id is the number {value!r}; write a text in quotation marks")
+    # JSON can spell halves of surrogate pairs, which no UTF-8 file can hold
+    return str(value).encode("utf-8", "replace").decode("utf-8").strip()
+
+
+def names_of(fields, name):
+    """Return the file names in a field: `;` between them, or a list in JSON."""
+    value = fields.get(name)
+    if isinstance(value, list):
+        if not all(isinstance(item, str) for item in value):
+            raise RowError(f"{name} is {value!r}; write a list of file names")
+        items = value
+    else:
+        items = text_of(fields, name).split(";")
+    return list(dict.fromkeys(item.strip() for item in items if item.strip()))
