@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MANIFEST ?=
 SET ?=
 
-.PHONY: setup demo test test-fast lint native gpu-check clean
+.PHONY: setup demo test test-full lint native gpu-check clean
 
 setup: $(VENV)/.complete
 
@@ -22,11 +22,15 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest
 
+# every combination of ZeRO stages, ranks, precisions and ways to step; a quarter of an hour
+test-full: setup
+	$(BIN)/python -m pytest -m full
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# the DALI operator that finds the field of view; optional
+# finds the field of view for the shard builder, and as a DALI operator; optional
 native: setup
 	$(BIN)/python -m pip install --quiet --editable '.[native]'
 	$(BIN)/cmake -S . -B build/native -DPython_EXECUTABLE=$(abspath $(BIN)/python)

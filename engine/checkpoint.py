@@ -1,153 +1,280 @@
-"""Checkpoints of a run: written aside, renamed when complete, named by a pointer that comes last.
+"""Checkpoints of a run: what they hold, saving at once or in the background, going on from one.
 
-    RUN/checkpoints/step-00000500/     DeepSpeed's files (optimiser, fp32 copies), by rank
-                      model.safetensors  all weights in fp32, under this engine's names
-                      state.json         step, ranks, ZeRO stage, versions
-    RUN/checkpoints/latest.json        the newest complete checkpoint
+    model.safetensors            all weights in fp32 and the buffers, under this engine's names
+    exp_avg.safetensors          the optimiser's moments under the same names, a file for each
+    exp_avg_sq.safetensors
+    average.safetensors          the weights' moving average, where the recipe keeps one
+    state.json                   step, position in the data, counts, loss scale, ranks, versions
+    random.json                  every rank's random states
+    config.yaml, tokenizer.*     the recipe, and the tokenizer that the text weights belong to
+    manifest.json                size and SHA-256 of every other file
 
-Dropout and sample order are functions of (seed, step), so no random state needs saving. DeepSpeed
-reads its own files with pickle: resume only from runs that you trust. model.safetensors holds
-tensors only and is safe to load.
+A run goes on from one with any number of ranks, at any ZeRO stage (engine/portable.py), and they
+survive a kill at any instant (engine/checkpoint_folder.py). The learning rate is a function of the
+step and needs no file. Nothing here is a pickle: loading executes no code from a file.
+
+Only the main rank touches files. Every rank calls these functions.
 """
 
 import json
-import os
-import shutil
+import platform
+import threading
+from functools import partial
 from pathlib import Path
 
+import safetensors
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+import yaml
+from safetensors import SafetensorError, safe_open
 
-FOLDER = "checkpoints"
-POINTER = "latest.json"
-WEIGHTS = "model.safetensors"
+from engine import portable, random_states
+from engine.checkpoint_folder import (
+    FOLDER,
+    CheckpointError,
+    latest_checkpoint,
+    newest_name,
+    publish,
+)
+from engine.config import to_dict
+from engine.file_manifest import as_json
+from engine.portable import WEIGHTS
+from engine.tensor_file import layout_of, write_tensors
+from engine.world import World
+
+__all__ = [
+    "AVERAGE",
+    "WEIGHTS",
+    "BackgroundSaver",
+    "CheckpointError",
+    "ForegroundSaver",
+    "consolidated_weights",
+    "latest_checkpoint",
+    "newest_name",
+    "read_state",
+    "resume",
+    "save_checkpoint",
+]
+
+AVERAGE = "average.safetensors"
 STATE = "state.json"
+RANDOM = "random.json"
+RECIPE = "config.yaml"
+# raised when the contents change their meaning
+FORMAT = 1
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be continued from; the message names the folder and the reason."""
+def save_checkpoint(engine, run: Path, step: int, world, config, *, average=None, position=None):
+    """Write the checkpoint of `step` completed steps and point to it.
 
-
-def save_checkpoint(engine, run: Path, step: int, world, config) -> Path:
-    """Write the checkpoint of `step` completed steps and point to it; all ranks call this.
-
-    Older checkpoints beyond training.keep_checkpoints are removed afterwards. Returns its folder.
+    average: weights to keep beside the model's, by name, on the main rank. position: where the run
+    is in its data, as JSON can hold it. Older checkpoints go as the recipe says. Raises
+    CheckpointError on every rank when it cannot be written; the one before stays.
     """
-    root = run / FOLDER
-    name = f"step-{step:08d}"
-    partial = f"partial-{name}"
+    texts = _texts(engine, run, step, world, config, position)
+    tensors = _tensors(engine, world, average)
+    failure = None
     if world.is_main:
-        shutil.rmtree(root / partial, ignore_errors=True)
-        (root / partial).mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(root), tag=partial, save_latest=False)
-    weights = consolidated_weights(engine, world.is_main)
-    if world.is_main:
-        save_file(weights, root / partial / WEIGHTS)
-        state = {"step": step, "ranks": world.size, "zero_stage": config.training.zero_stage}
-        _write_json(root / partial / STATE, {**state, "torch": torch.__version__})
-    dist.barrier()
-    if world.is_main:
-        _sync_files(root / partial)
-        shutil.rmtree(root / name, ignore_errors=True)
-        os.replace(root / partial, root / name)
-        _write_json(root / POINTER, {"checkpoint": name})
-        _prune(root, name, config.training.keep_checkpoints)
-    dist.barrier()
-    return root / name
+        failure = _publish(run, step, tensors, texts, config.training)
+    for _, values in tensors.values():
+        for _ in values:
+            # the other ranks' part in putting tensors together, and the main one's after a failure
+            pass
+    _raise_everywhere(world, failure)
 
 
-_ELSE = f"name an older step in {FOLDER}/{POINTER}, or remove {FOLDER} to start anew"
+class ForegroundSaver:
+    """Saves by save_checkpoint; what BackgroundSaver is to be used as."""
+
+    save = staticmethod(save_checkpoint)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
-def latest_checkpoint(run: Path) -> Path | None:
-    """Return the folder that the pointer names, or None if the run has no checkpoint yet.
+class BackgroundSaver:
+    """Saves as save_checkpoint does, but writes in a thread while training goes on.
 
-    Raises CheckpointError if the pointer or what it names is damaged.
+    The main rank's memory holds a copy of what is being written; a save waits for the one before.
+    What goes wrong is raised on every rank by the next save or by close. Use it as a context; left
+    with an exception it still finishes writing, and raises nothing itself.
     """
-    pointer = run / FOLDER / POINTER
-    if not pointer.exists():
-        return None
+
+    def __init__(self):
+        self._thread = None
+        self._world = None
+        self._failure = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self.close()
+        else:
+            # the other ranks may be gone
+            self._wait()
+
+    def save(self, engine, run: Path, step: int, world, config, *, average=None, position=None):
+        """Copy the state and begin to write it; arguments and errors are save_checkpoint's."""
+        self.close()
+        self._world = world
+        texts = _texts(engine, run, step, world, config, position)
+        tensors = {
+            name: (layout, _copies(values, world.is_main))
+            for name, (layout, values) in _tensors(engine, world, average).items()
+        }
+        if world.is_main:
+            # not a daemon: Python itself waits for it before the process ends
+            self._thread = threading.Thread(
+                target=self._write, args=(run, step, tensors, texts, config.training)
+            )
+            self._thread.start()
+
+    def close(self):
+        """Wait until everything is written. Raises CheckpointError on every rank if it was not."""
+        self._wait()
+        failure, self._failure = self._failure, None
+        world, self._world = self._world, None
+        if world is not None:
+            _raise_everywhere(world, failure)
+
+    def _write(self, run, *arguments):
+        # unless _publish comes to an end
+        self._failure = f"{run}: the thread that writes checkpoints has failed"
+        self._failure = _publish(run, *arguments)
+
+    def _wait(self):
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+
+def _copies(values, keep):
+    copies = []
+    for value in values:
+        if keep:
+            copies.append(value.to("cpu", copy=True))
+    return copies
+
+
+def _raise_everywhere(world, failure):
+    def tell():
+        if failure:
+            raise CheckpointError(failure)
+
+    world.from_main(tell)
+
+
+def _publish(run, step, tensors, texts, training):
+    """Write everything; return None, or why it could not be."""
+    files = {
+        name: partial(write_tensors, layout=layout, tensors=values)
+        for name, (layout, values) in tensors.items()
+    }
+    files |= {name: lambda write, data=data: write(data) for name, data in texts.items()}
+    for path in run.glob("tokenizer.*"):
+        files[path.name] = lambda write, path=path: write(path.read_bytes())
     try:
-        folder = run / FOLDER / json.loads(pointer.read_text())["checkpoint"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{pointer}: not a checkpoint pointer; remove it to start anew"
-        ) from None
-    if not (folder / STATE).is_file():
-        raise CheckpointError(f"{folder}: named by {POINTER} but incomplete or missing")
-    return folder
+        publish(run / FOLDER, step, files, training.keep_checkpoints, training.keep_every)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _tensors(engine, world, average):
+    """Return {file: (layout, tensors)}, each tensor put together when its turn comes."""
+    moments = portable.read_progress(engine)["moments"]
+    found = {}
+    for file, entries in portable.entries(engine, moments).items():
+        layout = layout_of(entries)
+        found[file] = layout, (entry.read() for entry in map(entries.get, layout))
+    if average is not None and world.is_main:
+        layout = layout_of(average)
+        found[AVERAGE] = layout, map(average.get, layout)
+    return found
+
+
+def _texts(engine, run, step, world, config, position):
+    """Return {file: bytes} of all that is not a tensor."""
+    import deepspeed
+
+    state = {
+        "format": FORMAT,
+        "step": step,
+        "position": position,
+        **portable.read_progress(engine),
+        "ranks": world.size,
+        "zero_stage": config.training.zero_stage,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+            "safetensors": safetensors.__version__,
+        },
+    }
+    recipe = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return {
+        STATE: as_json(state),
+        RANDOM: as_json(random_states.gather(world)),
+        RECIPE: recipe.encode(),
+    }
 
 
 def read_state(checkpoint: Path) -> dict:
-    """Return state.json of a checkpoint folder: step, ranks, zero_stage, torch."""
-    try:
-        return json.loads((checkpoint / STATE).read_text())
-    except ValueError:
-        raise CheckpointError(f"{checkpoint / STATE}: damaged; {_ELSE}") from None
+    """Return state.json of a whole checkpoint folder."""
+    return json.loads((checkpoint / STATE).read_bytes())
 
 
-def resume(engine, run: Path, world, config) -> int:
-    """Load the newest checkpoint into `engine`; return the number of completed steps, 0 if none.
+def resume(engine, folder: Path | None) -> int:
+    """Set `engine` to a whole checkpoint and return its step; 0 for None.
 
-    Raises CheckpointError if it was written by another number of ranks or another ZeRO stage.
+    Ranks and ZeRO stage may be others than when it was saved. Random states are set where there are
+    as many ranks. Raises CheckpointError on every rank when it does not fit the model.
     """
-    folder = latest_checkpoint(run)
     if folder is None:
         return 0
-    state = read_state(folder)
-    here = {"ranks": world.size, "zero_stage": config.training.zero_stage}
-    for key, value in here.items():
-        if state[key] != value:
-            raise CheckpointError(
-                f"{folder}: saved with {key} {state[key]}, this run has {key} {value}; "
-                f"continue with {state[key]}, or start anew in another --output"
-            )
-    try:
-        path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    # whatever the unpickling of a damaged file ends with
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder}: cannot be read ({reason}); {_ELSE}") from None
-    if path is None:
-        raise CheckpointError(f"{folder}: DeepSpeed found no files of this run in it")
+    world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=engine.device)
+    files = {}
+
+    def look():
+        state = read_state(folder)
+        if state.get("format") != FORMAT:
+            raise CheckpointError(f"{folder}: written by another version of this engine")
+        for file, entries in portable.entries(engine, state["moments"]).items():
+            files[file] = _open_fitting(folder / file, layout_of(entries))
+        return state, json.loads((folder / RANDOM).read_bytes())
+
+    state, states = world.from_main(look)
+    portable.restore(engine, state, lambda file, name: files[file].get_tensor(name))
+    if len(states) == world.size:
+        random_states.restore(states[world.rank], world.device)
     return state["step"]
 
 
+def _open_fitting(path, layout):
+    try:
+        file = safe_open(path, framework="pt")
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    expected = {name: [*shape] for name, (_, shape) in layout.items()}
+    wrong = sorted(
+        name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name)
+    )
+    if wrong:
+        raise CheckpointError(f"{path}: belongs to another model, by {', '.join(wrong[:3])}")
+    return file
+
+
 def consolidated_weights(engine, keep: bool) -> dict[str, torch.Tensor]:
-    """Gather parameters in fp32, and buffers, on the CPU where `keep`; all ranks call this."""
-    from deepspeed.runtime.zero import GatheredParameters
-
+    """Put weights together in fp32, and saved buffers, on the CPU where `keep`."""
     weights = {}
-    for name, parameter in engine.module.named_parameters():
-        with GatheredParameters([parameter]):
-            if keep:
-                weights[name] = parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
-    for name, buffer in engine.module.named_buffers():
-        weights[name] = buffer.detach().to("cpu", copy=True)
+    for name, entry in portable.weight_entries(engine).items():
+        value = entry.read()
+        if keep:
+            weights[name] = value.to("cpu", copy=True)
     return weights
-
-
-def _write_json(path, values):
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _sync_files(folder):
-    # a rename must not reach the disk before the bytes that it names
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def _prune(root, newest, keep):
-    complete = sorted(path for path in root.glob("step-*") if path.is_dir())
-    for path in complete[:-keep]:
-        if path.name != newest:
-            shutil.rmtree(path, ignore_errors=True)

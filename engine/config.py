@@ -15,6 +15,8 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from engine.encoders import expand_presets
+
 # OpenAI's CLIP, which RET-CLIP keeps: mean and standard deviation of RGB in 0..1
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -46,6 +48,17 @@ class VisionConfig:
     stem: Literal["patch", "conv"] = "patch"
     # what is read from the last block: CLIP's class token, or the mean of the patches
     pool: Literal["class", "mean"] = "class"
+    # width of the blocks' inner layer; None: four times width
+    intermediate: Count | None = None
+    # quick_gelu is OpenAI's and Chinese-CLIP's, gelu is open_clip's of ViT-H/14
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    # share of patches left out in training, a random one for each photograph; small lesions may go
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def mlp_width(self):
+        """Width of the blocks' inner layer."""
+        return self.intermediate or 4 * self.width
 
 
 @section
@@ -72,10 +85,12 @@ class ModelConfig:
     image_size: Count = 224
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
-    attention: Literal["auto", "sdpa", "flash"] = "auto"
+    # auto: the fastest on this GPU, measured at the start; sdpa: what torch chooses
+    attention: Literal["auto", "sdpa", "math", "efficient", "cudnn", "flash", "flash-attn"] = "auto"
     # start of all three logit scales; RET-CLIP: 90
     logit_scale: Annotated[float, Field(ge=1, le=100)] = 90.0
-    checkpoint_activations: bool = False
+    # activations computed again in the backward pass: cheap is all but products and attention
+    recompute: Literal["none", "cheap", "full"] = "none"
 
     def __post_init__(self):
         for name, tower in (("vision", self.vision), ("text", self.text)):
@@ -97,7 +112,7 @@ class ModelConfig:
 
 @section
 class AugmentationConfig:
-    """RET-CLIP's list, laterality kept: flip none by default (per_eye: as the official code)."""
+    """RET-CLIP's list, laterality kept by its defaults (flip per_eye: as the official code)."""
 
     crop_scale: tuple[Positive, Positive] = (0.9, 1.0)
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
@@ -105,7 +120,8 @@ class AugmentationConfig:
     contrast: Probability = 0.2
     saturation: Probability = 0.2
     erase_probability: Probability = 0.1
-    flip: Literal["none", "per_eye"] = "none"
+    # swap: a patient in a mirror, eyes and report exchanged; per_eye loses left and right
+    flip: Literal["none", "swap", "per_eye"] = "none"
     # one draw for both eyes of a patient instead of one for each
     joint: bool = False
 
@@ -119,9 +135,14 @@ class DataConfig:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[Positive, Positive, Positive] = CLIP_STD
     augmentation: AugmentationConfig = AugmentationConfig()
+    # shards of uncropped photographs: find the field of view in every batch
+    find_field: bool = False
     backend: Literal["auto", "dali", "pillow"] = "auto"
     threads: Count = 4
-    cache_decoded: bool = False
+    # share of the photographs for a GPU's decoding engines; None: DALI's choice
+    hw_decoder_load: Probability | None = None
+    # decoded photographs in memory: full size, or no larger than the augmentation's crops need
+    cache: Literal["none", "full", "train"] = "none"
     # a patient with one photograph, at the patient level: left out, or the eye stands in for both
     one_eye: Literal["skip", "duplicate"] = "skip"
 
@@ -156,18 +177,39 @@ class TrainingConfig:
     """Length, batch, precision, sharding and records of a run."""
 
     batch_size: Count = 256
+    # micro-batches of a step; with global negatives by GradCache, else each with its own loss
     accumulation: Count = 1
+    # instead: patients of a rank that pass the encoders at once; auto finds what fits on the GPU
+    micro_batch: Literal["auto"] | Count | None = None
     epochs: Count | None = None
     steps: Count | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # torch.compile of both encoders' blocks; auto: on a GPU
+    compile: Literal["auto", "off", "blocks"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
     checkpoint_every: Count = 500
     keep_checkpoints: Count = 2
+    # besides, every checkpoint at a multiple of so many steps; 0: none
+    keep_every: Index = 0
+    # write checkpoints in a thread, from a copy in host memory, while training goes on
+    checkpoint_in_background: bool = False
     log_every: Count = 10
+    # validation on the patients given by --validation; None: with every checkpoint
+    validate_every: Count | None = None
+    # moving average of the weights, for example 0.999; it is what validation then measures
+    average_decay: Momentum | None = None
+    # steps in a row whose loss or gradient was not finite, after which the run ends
+    stop_after_skipped: Count = 5
+    # seconds beyond twice the usual step after which a rank is taken to hang
+    hang_seconds: Positive = 60.0
+    # a project of Weights & Biases to log to; None: nothing leaves this machine
+    wandb: str | None = None
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps, one of them")
+        if self.micro_batch is not None and self.accumulation > 1:
+            raise ValueError("give either accumulation or micro_batch, one of them")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of accumulation "
@@ -211,6 +253,10 @@ class EvaluationConfig:
     """What is reported on held-out patients."""
 
     batch_size: Count = 64
+    # at most so many held-out patients are measured during training
+    validation_patients: Count = 2048
+    # what the best weights are chosen by
+    best: Literal["recall@5", "loss"] = "recall@5"
     findings: tuple[Finding, ...] = ()
 
 
@@ -233,15 +279,20 @@ class Config:
                 f"data.context_length ({self.data.context_length}) must not exceed "
                 f"model.text.max_positions ({self.model.text.max_positions})"
             )
-        if self.training.accumulation > 1 and self.loss.negatives == "global":
+        if self.training.micro_batch == "auto" and self.loss.negatives == "local":
             raise ValueError(
-                "training.accumulation above 1 needs loss.negatives: local in this version "
-                "(global negatives over micro-batches need GradCache)"
+                "training.micro_batch: auto needs loss.negatives: global; with local ones the "
+                "size of a micro-batch is part of the loss, so name it"
             )
 
 
 def parse_config(values: dict[str, Any], source: str = "recipe") -> Config:
     """Validate a nested dictionary of recipe values; raise ConfigError naming `source` and keys."""
+    if isinstance(values.get("model"), dict):
+        try:
+            values = values | {"model": expand_presets(values["model"])}
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
     try:
         return TypeAdapter(Config).validate_python(values)
     except ValidationError as error:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dataload.batch import pack_reports
 from engine.config import ModelConfig
 from engine.text import TextTransformer
 from engine.vision import VisionTransformer
@@ -34,10 +35,12 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.config = config
         dim = config.embed_dim
+        # auto is settled by engine/attention_choice.py on a GPU; elsewhere torch chooses
+        kernel = "sdpa" if config.attention == "auto" else config.attention
         self.visual = VisionTransformer(
-            config.vision, config.image_size, dim, config.attention, config.checkpoint_activations
+            config.vision, config.image_size, dim, kernel, config.recompute
         )
-        self.text = TextTransformer(config.text, config.attention, config.checkpoint_activations)
+        self.text = TextTransformer(config.text, kernel, config.recompute)
         self.image_heads = nn.ModuleDict(
             {
                 "left": nn.Linear(dim, dim, bias=False),
@@ -75,9 +78,17 @@ class DualEncoder(nn.Module):
         )
         return F.normalize(features.float(), dim=-1)
 
-    def encode_text(self, tokens):
-        """Token ids (B, T) int64, 0 = padding, to unit features (3, B, D)."""
-        state = self.text(tokens)
+    def encode_text(self, reports):
+        """Reports to unit features (3, B, D).
+
+        reports: token ids (B, T) int64, 0 = padding at the end, or PackedReports of dataload.batch,
+        which spares a GPU the question how long they are.
+        """
+        if isinstance(reports, torch.Tensor):
+            tokens = reports.cpu()
+            lengths = (tokens != 0).sum(1).clamp(min=1)
+            reports = pack_reports(tokens, lengths).to(reports.device)
+        state = self.text(reports)
         features = torch.stack([self.text_heads[level](state) for level in LEVELS])
         return F.normalize(features.float(), dim=-1)
 
@@ -87,4 +98,4 @@ class DualEncoder(nn.Module):
         Training always calls this one: ZeRO-3 gathers parameters in the hooks of forward.
         """
         image = self.encode_image(batch.left, batch.right, batch.present_eyes)
-        return image, self.encode_text(batch.tokens), self.logit_scale.float().exp()
+        return image, self.encode_text(batch.packed), self.logit_scale.float().exp()

@@ -27,6 +27,7 @@ class Objective:
     local ones each rank's micro-batch stands alone, as the official code trains.
     """
 
+    negatives: str
     same_report: str
     backend: str
     one_eye: str
@@ -39,6 +40,7 @@ class Objective:
         several = dist.is_initialized() and dist.get_world_size() > 1
         mib = config.loss.workspace_mib
         return cls(
+            negatives=config.loss.negatives,
             same_report=config.loss.same_report,
             backend=config.loss.backend,
             one_eye=config.data.one_eye,

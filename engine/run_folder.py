@@ -6,6 +6,7 @@ RUN/metrics.csv, log.jsonl, tensorboard/, checkpoints/
 """
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -22,13 +23,23 @@ CONFIG = "config.yaml"
 # keys that may differ when a run is continued: they change neither the losses nor the weights
 MAY_CHANGE = (
     "training.checkpoint_every",
+    "training.checkpoint_in_background",
     "training.keep_checkpoints",
+    "training.keep_every",
     "training.log_every",
+    "training.validate_every",
+    "training.stop_after_skipped",
+    "training.hang_seconds",
+    "training.wandb",
+    # the same numbers, cut in another way
+    "training.zero_stage",
     "data.threads",
-    "data.cache_decoded",
+    "data.hw_decoder_load",
     "loss.workspace_mib",
     "evaluation",
 )
+# values of a key that give the same batches
+ALIKE = {"data.cache": ("none", "full")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +55,8 @@ class TrainedModel:
 def check(run: Path, config: Config, tokenizer: Path) -> None:
     """Refuse to continue a run of another recipe or tokenizer; all ranks may call this.
 
-    A run without a checkpoint has nothing to continue and is started anew. Raises ConfigError
-    naming the keys that differ.
+    Raises ConfigError naming the keys that differ.
     """
-    if latest_checkpoint(run) is None:
-        return
     _compare(run, config)
     kept = _kept_tokenizer(run)
     if load_tokenizer(kept).fingerprint != load_tokenizer(tokenizer).fingerprint:
@@ -57,15 +65,18 @@ def check(run: Path, config: Config, tokenizer: Path) -> None:
 
 def prepare(run: Path, config: Config, tokenizer: Path) -> None:
     """Make the run's folder and write the recipe and the tokenizer into it; the main rank's."""
-    if latest_checkpoint(run) is not None:
-        # what may change may have changed
-        save_config(config, run / CONFIG)
-        return
     run.mkdir(parents=True, exist_ok=True)
     kept = run / f"tokenizer{tokenizer.suffix}"
     if tokenizer.resolve() != kept.resolve():
         shutil.copyfile(tokenizer, kept)
+    # of a run that is continued, what may change may have changed
     save_config(config, run / CONFIG)
+
+
+def note(run: Path, sentence: str) -> None:
+    """Append an error to the run's log, from whichever thread."""
+    with (run / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"message": sentence, "level": "error"}, ensure_ascii=False) + "\n")
 
 
 def load_run(run: Path, device="cpu") -> TrainedModel:
@@ -100,10 +111,15 @@ def _compare(run, config):
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        if before.get(key) != now.get(key) and not _may_change(key, before.get(key), now.get(key))
     ]
     if changed:
         raise ConfigError(f"{run}: holds a run of another recipe: {'; '.join(changed)}")
+
+
+def _may_change(key, before, now):
+    alike = ALIKE.get(key, ())
+    return key.startswith(MAY_CHANGE) or (before in alike and now in alike)
 
 
 def _flat(values, prefix=""):

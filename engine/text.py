@@ -1,27 +1,27 @@
 """The text encoder: BERT as in RoBERTa-wwm-ext, without a pooler; the [CLS] state is read.
 
-Post-LayerNorm blocks with erf-GELU and dropout. The last block computes the [CLS] row alone after
-its keys and values. Shapes: B reports, T tokens (0 = padding), W width.
+Reports lie end to end without padding, so that no work is spent on it; attention alone looks at
+them one by one. Post-LayerNorm blocks with erf-GELU and dropout. The last block computes the [CLS]
+row alone after its keys and values. Shapes: B reports, N tokens of all, W width.
 """
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from engine.attention import attention
+from engine.attention import KERNELS, Packing, packed_attention
+from engine.fused_projection import FusedProjection
+from engine.recompute import run_block
 
 LAYER_NORM_EPS = 1e-12
 TOKEN_TYPES = 2
 
 
 class Block(nn.Module):
-    """One post-LayerNorm BERT block."""
+    """One post-LayerNorm BERT block over tokens that lie end to end."""
 
-    def __init__(self, config, attention_backend):
+    def __init__(self, config):
         super().__init__()
-        self.heads = config.heads
-        self.attention_backend = attention_backend
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.qkv = FusedProjection(config.width, config.heads)
         self.out = nn.Linear(config.width, config.width)
         self.norm1 = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.mlp = nn.Sequential(
@@ -32,36 +32,32 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, mask, queries=None):
-        """Map (B, T, W) to (B, Q, W), all rows or the first; mask (B, T) bool, True = token."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        query, key, value = qkv.unbind(2)
+    def forward(self, x, packing, kernel, first_only=False):
+        """Map (N, W) to (N, W), or to (B, W) for the first token of each report alone."""
+        asking = x.index_select(0, packing.first) if first_only else None
+        query, key, value = self.qkv(x, asking)
         rate = self.dropout.p if self.training else 0.0
-        mixed = attention(
-            query[:, :queries],
-            key,
-            value,
-            mask=mask,
-            dropout=rate,
-            backend=self.attention_backend,
-        )
-        x = self.norm1(x[:, :queries] + self.dropout(self.out(mixed.flatten(2))))
+        mixed = packed_attention(query, key, value, packing, dropout=rate, kernel=kernel)
+        x = x if asking is None else asking
+        x = self.norm1(x + self.dropout(self.out(mixed.flatten(1))))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
 class TextTransformer(nn.Module):
-    """Token ids to the [CLS] state."""
+    """Token ids to the [CLS] state; `kernel` is the attention kernel, one of KERNELS."""
 
-    def __init__(self, config, attention_backend, checkpoint_activations):
+    def __init__(self, config, kernel, recompute):
         super().__init__()
-        self.checkpoint_activations = checkpoint_activations
+        assert kernel in KERNELS
+        self.kernel = kernel
+        self.recompute = recompute
         self.words = nn.Embedding(config.vocabulary_size, config.width)
         self.positions = nn.Embedding(config.max_positions, config.width)
         # a plain parameter: ZeRO-3 gathers a module's weights only when the module itself is called
         self.token_types = nn.Parameter(torch.empty(TOKEN_TYPES, config.width))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, attention_backend) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.reset_parameters(config.initializer_range)
 
     def reset_parameters(self, deviation):
@@ -73,20 +69,14 @@ class TextTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens):
-        """Map (B, T) int64 token ids, 0 = padding, to (B, W) states of the first token."""
-        mask = tokens != 0
-        if tokens.device.type == "cpu":
-            # columns of padding alone; on a GPU asking for the longest report would be a sync
-            tokens, mask = (part[:, : int(mask.sum(1).max())] for part in (tokens, mask))
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+    def forward(self, reports):
+        """Map B reports, PackedReports of dataload.batch, to (B, W) states of the first token."""
+        tokens = reports.tokens
+        packing = Packing.of(reports.offsets, len(tokens), reports.longest, self.kernel)
         # every report is one segment: token type 0
-        x = self.words(tokens) + self.positions(positions) + self.token_types[0]
+        x = self.words(tokens) + self.positions(packing.place) + self.token_types[0]
         x = self.dropout(self.norm(x))
-        for number, block in enumerate(self.blocks, start=1):
-            queries = 1 if number == len(self.blocks) else None
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, queries, use_reentrant=False)
-            else:
-                x = block(x, mask, queries)
-        return x[:, 0]
+        for block in self.blocks:
+            first_only = block is self.blocks[-1]
+            x = run_block(block, self.recompute, x, packing, self.kernel, first_only)
+        return x

@@ -14,6 +14,8 @@ if __name__ == "__main__":  # launched by path: import from the repository root,
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import dataclasses
+import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,150 +25,235 @@ import typer
 from dataload.loader import build_loader
 from dataload.reports import load_tokenizer
 from dataload.shards import ShardReader
-from engine import checkpoint, optim, run_folder
+from engine import checkpoint, micro_batch, optim, run_folder, run_lock
+from engine.average import Average
+from engine.build import build_engine, with_vocabulary
 from engine.commands import run_command
-from engine.config import ConfigError, load_config, total_steps
+from engine.config import ConfigError, load_config, to_dict, total_steps
+from engine.guards import Guard
 from engine.loading import loader_settings
-from engine.meters import Meters
-from engine.model import DualEncoder
+from engine.meters import Meters, check_wandb
 from engine.objective import Objective
+from engine.step import train_step
+from engine.stopping import StopRequest
 from engine.tracing import ProfilerWindow, parse_window, trace
-from engine.weights import initialise
-from engine.world import deepspeed_config, import_deepspeed, join_world, micro_batch_size
+from engine.validation import Best, Validation
+from engine.watchdog import Watchdog
+from engine.world import join_world, rank_batch_size, resolve_precision
 
 
-def train(config, *, data: Path, tokenizer: Path, output: Path, window=None) -> None:
+def train(config, *, data, tokenizer, output, validation=None, window=None) -> None:
     """Train `config` on the shard set `data`, writing everything to the folder `output`.
 
-    window: (first, last) steps for the profiler. Raises ConfigError, ShardError, WeightsError or
-    CheckpointError with a one-line message for what a user can mend.
+    validation: a shard set of held-out patients to measure along the way; window: (first, last)
+    steps for the profiler. A run that is asked to stop saves and returns. Raises ConfigError,
+    ShardError, WeightsError, CheckpointError, RunLockError or GuardError with a one-line message
+    for what a user can mend.
     """
     words = load_tokenizer(tokenizer)
     config = with_vocabulary(config, words)
-    world = join_world()
-    run_folder.check(output, config, tokenizer)
-    per_rank = micro_batch_size(config, world.size) * config.training.accumulation
+    check_wandb(config.training.wandb)
+    with StopRequest() as stop:
+        world = join_world()
+        with (
+            run_lock.hold(output, world),
+            Watchdog(
+                world,
+                hang_seconds=config.training.hang_seconds,
+                record=partial(run_folder.note, output),
+            ) as watchdog,
+        ):
+            run = prepare(config, words, world, data, tokenizer, output, validation)
+            run = dataclasses.replace(run, stop=stop, watchdog=watchdog)
+            profiler = ProfilerWindow(window, output)
+            try:
+                with run.saver:
+                    run_steps(run, profiler)
+            except torch.OutOfMemoryError:
+                raise ConfigError(micro_batch.explain_memory(run.config)) from None
+            finally:
+                profiler.stop()
+                run.meters.close()
+                if run.held_out is not None:
+                    run.held_out.close()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """All that the steps of a run need; `first` of `steps` are done already."""
+
+    engine: object
+    loader: object
+    config: object
+    world: object
+    output: Path
+    first: int
+    steps: int
+    meters: Meters
+    guard: Guard
+    average: Average
+    held_out: Validation | None
+    best: Best | None
+    saver: object
+    stop: StopRequest | None = None
+    watchdog: Watchdog | None = None
+
+
+def prepare(config, words, world, data, tokenizer, output, validation):
+    """Open the data, build the engine, go on from the newest checkpoint; return the Run."""
+    events = []
+    newest = world.from_main(lambda: checkpoint.latest_checkpoint(output, events.append))
+    if newest is not None:
+        run_folder.check(output, config, tokenizer)
+    recipe, reader = config, ShardReader(data)
     loader = build_loader(
-        ShardReader(data),
+        reader,
         tokenizer=words,
-        batch_size=per_rank,
+        batch_size=rank_batch_size(config, world.size),
         training=True,
         seed=config.seed,
         rank=world.rank,
         world=world.size,
+        local_world=world.local_size,
         device=world.device,
         **loader_settings(config),
     )
-    engine, loaded = build_engine(config, world)
-    steps = total_steps(config, loader.steps_per_epoch)
-    first = checkpoint.resume(engine, output, world, config)
+    held_out = None if validation is None else Validation(validation, words, config, world)
+    engine, config, settled = build_engine(config, world, output)
+    training, steps = config.training, total_steps(config, loader.steps_per_epoch)
+    first = checkpoint.resume(engine, newest)
+    average = Average(engine, training.average_decay)
+    if first:
+        average.load(engine, newest / checkpoint.AVERAGE, world)
     if world.is_main:
-        run_folder.prepare(output, config, tokenizer)
+        run_folder.prepare(output, recipe, tokenizer)
     meters = Meters(
         output,
         steps=steps,
         first_step=first,
-        log_every=config.training.log_every,
+        log_every=training.log_every,
         is_main=world.is_main,
+        wandb=training.wandb,
+        recipe=to_dict(recipe),
     )
     if first == steps:
         meters.event(f"already complete: {steps} steps", step=first)
     elif first:
         meters.event(f"continuing after step {first} of {steps}", step=first)
-    for line in loaded if not first else ():
+    for line in (*events, *(settled if not first else ())):
         meters.event(line)
-    profiler = ProfilerWindow(window, output)
-    try:
-        run_steps(engine, loader, config, world, meters, profiler, output, first, steps)
-    finally:
-        profiler.stop()
-        meters.close()
+    best = None
+    if held_out is not None:
+        kept = {"patients": held_out.patients, "first_step": first, "world": world}
+        best = Best(output, config.evaluation.best, **kept)
+    return Run(
+        engine=engine,
+        loader=loader,
+        config=config,
+        world=world,
+        output=output,
+        first=first,
+        steps=steps,
+        meters=meters,
+        guard=Guard(
+            engine,
+            world,
+            stop_after=training.stop_after_skipped,
+            names=lambda places: [reader.patient(place).patient_id for place in places],
+            event=meters.event,
+            precision=resolve_precision(training.precision, world.device),
+        ),
+        average=average,
+        held_out=held_out,
+        best=best,
+        saver=(
+            checkpoint.BackgroundSaver()
+            if training.checkpoint_in_background
+            else checkpoint.ForegroundSaver()
+        ),
+    )
 
 
-def run_steps(engine, loader, config, world, meters, profiler, output, first, steps):
-    """The loop: fetch, step, log, save."""
+def run_steps(run, profiler):
+    """The loop: fetch, step, log, validate, save, stop where asked to."""
+    config, world, meters = run.config, run.world, run.meters
     objective = Objective.from_config(config)
     batches = iter(())
-    for step in range(first, steps):
+    for step in range(run.first, run.steps):
         profiler.step(step)
-        epoch, position = divmod(step, loader.steps_per_epoch)
-        if position == 0 or step == first:
-            batches = loader.epoch(epoch, start_step=position)
+        epoch, position = divmod(step, run.loader.steps_per_epoch)
+        if position == 0 or step == run.first:
+            batches = run.loader.epoch(epoch, start_step=position)
+        run.watchdog.at("waiting for data")
+        started = time.perf_counter()
         with trace("load"):
             batch = next(batches).to(world.device)
+        waited = time.perf_counter() - started
+        run.watchdog.at("training")
         seed_dropout(config.seed, step, world.rank)
-        rate = optim.learning_rate(step, config.optimizer, steps)
-        optim.set_learning_rate(engine.optimizer, rate)
-        result = train_step(engine, objective, batch, config.training.accumulation)
+        rate = optim.learning_rate(step, config.optimizer, run.steps)
+        optim.set_learning_rate(run.engine.optimizer, rate)
         done = step + 1
-        meters.step(step=done, epoch=epoch, lr=rate, **result)
-        if done % config.training.checkpoint_every == 0 or done == steps:
-            meters.flush()
-            with trace("checkpoint"):
-                checkpoint.save_checkpoint(engine, output, done, world, config)
-
-
-def train_step(engine, objective, batch, accumulation):
-    """One optimiser step on this rank's batch; returns what meters.step records, on the device."""
-    losses = []
-    for part in micro_batches(batch, accumulation):
-        with trace("forward"):
-            image, text, scale = engine(part)
-        with trace("loss"):
-            loss = objective(image, text, scale, part)
-        with trace("backward"):
-            engine.backward(loss.total)
-        losses.append(torch.stack([loss.total.detach(), *loss.levels.detach()]))
-        # DeepSpeed steps the optimiser after the last part only
-        norm = gradient_norm_at_stage_0(engine)
-        with trace("step"):
-            engine.step()
-    optim.clamp_logit_scale(engine.module.logit_scale)
-    total, *levels = average_over_ranks(torch.stack(losses).mean(0), objective.group)
-    return {
-        "total": total,
-        "levels": torch.stack(levels),
-        "scale": scale.detach(),
-        "grad_norm": engine.get_global_grad_norm() if norm is None else norm,
-        "patients": (batch.index >= 0).sum() * dist.get_world_size(),
-    }
-
-
-def micro_batches(batch, parts):
-    """Cut a batch of B patients into `parts` of B / parts each, in order."""
-    if parts == 1:
-        return [batch]
-    cut = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    # present_eyes is (2, B), everything else begins with B
-    cut = {name: t.chunk(parts, dim=int(name == "present_eyes")) for name, t in cut.items()}
-    return [type(batch)(**{name: cut[name][part] for name in cut}) for part in range(parts)]
-
-
-def with_vocabulary(config, tokenizer):
-    """Fill in the recipe's vocabulary size from the tokenizer, or check that they agree."""
-    text = config.model.text
-    if text.vocabulary_size not in (None, tokenizer.vocabulary_size):
-        raise ConfigError(
-            f"model.text.vocabulary_size: {text.vocabulary_size}, but {tokenizer.path} has "
-            f"{tokenizer.vocabulary_size} entries; leave the key out"
+        logs = done % config.training.log_every == 0 or done == run.steps
+        run.guard.before()
+        result = train_step(run.engine, objective, batch, config.training.accumulation, logs)
+        if run.guard.after(done, rate, batch, result):
+            run.average.update(run.engine, done)
+        meters.step(
+            step=done,
+            epoch=epoch,
+            lr=rate,
+            decode_failures=sum_over_ranks(run.loader.decode_failures, world),
+            skipped_steps=run.guard.skipped,
+            data_seconds=waited,
+            **result,
         )
-    text = dataclasses.replace(text, vocabulary_size=tokenizer.vocabulary_size)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+        run.watchdog.finished(done)
+        stops = run.stop.requested(world)
+        if done == run.steps or (not stops and is_due(run, done)):
+            validate(run, done)
+        if stops or done == run.steps or done % config.training.checkpoint_every == 0:
+            save(run, done)
+        if stops and done < run.steps:
+            meters.event(f"stopped after step {done} of {run.steps}", step=done)
+            return
 
 
-def build_engine(config, world):
-    """Return DeepSpeed's engine around the model and its optimiser, and lines about its weights."""
-    torch.manual_seed(config.seed)
-    model = DualEncoder(config.model)
-    loaded = initialise(model, config.init)
-    model.to(world.device)
-    engine, *_ = import_deepspeed().initialize(
-        model=model,
-        optimizer=optim.build_optimizer(model, config.optimizer, world.device),
-        config=deepspeed_config(config, world),
-    )
-    engine.train()
-    return engine, loaded
+def is_due(run, done):
+    """Say whether validation comes after step `done`."""
+    training = run.config.training
+    return done % (training.validate_every or training.checkpoint_every) == 0
+
+
+def validate(run, done):
+    """Measure held-out patients, with the average of the weights where one is kept."""
+    if run.held_out is None:
+        return
+    with (
+        run.watchdog.pause("validating"),
+        run.meters.pause(),
+        run.average.swapped(run.engine),
+        trace("validate"),
+    ):
+        figures = run.held_out.run(run.engine)
+        is_best = run.best.offer(run.engine, done, figures)
+    run.meters.validation(step=done, figures=figures, is_best=is_best)
+
+
+def save(run, done):
+    """Write the checkpoint of `done` steps."""
+    epoch, step = divmod(done, run.loader.steps_per_epoch)
+    position = {"epoch": epoch, "step": step, "global_batch": run.config.training.batch_size}
+    with run.watchdog.pause("saving"), run.meters.pause(), trace("checkpoint"):
+        run.saver.save(
+            run.engine,
+            run.output,
+            done,
+            run.world,
+            run.config,
+            average=run.average.gathered(run.engine, run.world.is_main),
+            position=position,
+        )
 
 
 def seed_dropout(seed, step, rank):
@@ -175,20 +262,12 @@ def seed_dropout(seed, step, rank):
     torch.manual_seed(int(state[0]))
 
 
-def gradient_norm_at_stage_0(engine):
-    """Norm of all gradients, which DeepSpeed reports itself from ZeRO stage 1 on (then None)."""
-    if engine.zero_optimization_stage() > 0:
-        return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-
-
-def average_over_ranks(values, group):
-    """Average local losses over ranks; global ones (with a group) are the same on each already."""
-    if group is None and dist.get_world_size() > 1:
-        dist.all_reduce(values, op=dist.ReduceOp.SUM)
-        values = values / dist.get_world_size()
-    return values
+def sum_over_ranks(count, world):
+    """Sum a number of the host over ranks, as a scalar on the device: no wait for it here."""
+    total = torch.full((), float(count), device=world.device)
+    if world.size > 1:
+        dist.all_reduce(total)
+    return total
 
 
 app = typer.Typer(add_completion=False)
@@ -201,13 +280,21 @@ def command(
     data: Path = typer.Option(..., help="Shard set to train on: a folder with dataset.json."),
     tokenizer: Path = typer.Option(..., help="SentencePiece .model or BERT vocab.txt."),
     output: Path = typer.Option(..., help="Folder of the run; continued if it holds one."),
+    validation: Path = typer.Option(None, help="Shard set of held-out patients to measure."),
     profile_steps: str = typer.Option(None, help="A:B, capture steps A to B-1 for Nsight."),
     local_rank: int = typer.Option(-1, "--local_rank", "--local-rank", hidden=True),
 ):
     """Pre-train RET-CLIP. Keys of the recipe can be overridden: --training.epochs=3."""
     window = parse_window(profile_steps)
     recipe = load_config(config, overrides(context.args))
-    train(recipe, data=data, tokenizer=tokenizer, output=output, window=window)
+    train(
+        recipe,
+        data=data,
+        tokenizer=tokenizer,
+        output=output,
+        validation=validation,
+        window=window,
+    )
 
 
 def overrides(words):

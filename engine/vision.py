@@ -7,9 +7,10 @@ same mathematics, 1/layers less work. Shapes: N images, T = 1 + patches tokens, 
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from engine.attention import attention
+from engine.attention import KERNELS, attention
+from engine.fused_projection import FusedProjection
+from engine.recompute import run_block
 
 
 class QuickGELU(nn.Module):
@@ -23,25 +24,20 @@ class QuickGELU(nn.Module):
 class Block(nn.Module):
     """One pre-LayerNorm transformer block with an MLP four times as wide."""
 
-    def __init__(self, width, heads, attention_backend):
+    def __init__(self, width, heads, hidden, activation):
         super().__init__()
-        self.heads = heads
-        self.attention_backend = attention_backend
         self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = FusedProjection(width, heads)
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), QuickGELU(), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
 
-    def forward(self, x, queries=None):
-        """Map (N, T, W) to (N, Q, W): all T rows, or only the first `queries` of them."""
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = qkv.unbind(2)
-        x = x[:, :queries]
-        mixed = attention(query[:, :queries], key, value, backend=self.attention_backend)
-        x = x + self.out(mixed.flatten(2))
+    def forward(self, x, kernel, first_only=False):
+        """Map (N, T, W) to (N, T, W), or to (N, 1, W) for the first token alone."""
+        normal = self.norm1(x)
+        query, key, value = self.qkv(normal, normal[:, :1] if first_only else None)
+        mixed = attention(query, key, value, kernel=kernel)
+        x = (x[:, :1] if first_only else x) + self.out(mixed.flatten(2))
         return x + self.mlp(self.norm2(x))
 
 
@@ -67,12 +63,18 @@ def conv_stem(width, patch_size):
 
 
 class VisionTransformer(nn.Module):
-    """Photographs to features in the shared space, before the per-level heads and normalisation."""
+    """Photographs to features in the shared space, before the per-level heads and normalisation.
 
-    def __init__(self, config, image_size, embed_dim, attention_backend, checkpoint_activations):
+    `kernel` is the attention kernel, one of KERNELS.
+    """
+
+    def __init__(self, config, image_size, embed_dim, kernel, recompute):
         super().__init__()
+        assert kernel in KERNELS
         width, patch = config.width, config.patch_size
-        self.checkpoint_activations = checkpoint_activations
+        self.kernel = kernel
+        self.recompute = recompute
+        self.mask_ratio = config.mask_ratio
         self.pool = config.pool
         if config.stem == "conv":
             self.stem = conv_stem(width, patch)
@@ -82,7 +84,8 @@ class VisionTransformer(nn.Module):
         self.positions = nn.Parameter(torch.empty(1 + (image_size // patch) ** 2, width))
         self.norm_pre = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, attention_backend) for _ in range(config.layers)
+            Block(width, config.heads, config.mlp_width, _activation(config))
+            for _ in range(config.layers)
         )
         self.norm_post = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim, bias=False)
@@ -107,13 +110,29 @@ class VisionTransformer(nn.Module):
         """Map (N, 3, H, W) normalised photographs to (N, embed_dim) features, not normalised."""
         x = self.stem(images).flatten(2).transpose(1, 2)
         first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = self.norm_pre(torch.cat([first, x], dim=1) + self.positions.to(x.dtype))
-        last = len(self.blocks) if self.pool == "class" else None
-        for number, block in enumerate(self.blocks, start=1):
-            queries = 1 if number == last else None
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, queries, use_reentrant=False)
-            else:
-                x = block(x, queries)
+        x = torch.cat([first, x], dim=1) + self.positions.to(x.dtype)
+        if self.training and self.mask_ratio:
+            x = drop_patches(x, self.mask_ratio)
+        x = self.norm_pre(x)
+        for block in self.blocks:
+            first_only = self.pool == "class" and block is self.blocks[-1]
+            x = run_block(block, self.recompute, x, self.kernel, first_only)
         state = x[:, 0] if self.pool == "class" else x[:, 1:].mean(1)
         return self.projection(self.norm_post(state))
+
+
+def _activation(config):
+    return QuickGELU() if config.activation == "quick_gelu" else nn.GELU()
+
+
+def drop_patches(x, ratio):
+    """Keep the class token and a random 1 - `ratio` of the patches of each photograph.
+
+    x (N, T, W) with positions added; every photograph keeps the same number. (Li et al., FLIP,
+    arXiv:2212.00794.)
+    """
+    count, tokens, width = x.shape
+    kept = max(round((tokens - 1) * (1 - ratio)), 1)
+    order = torch.rand(count, tokens - 1, device=x.device).argsort(dim=1)[:, :kept]
+    patches = x[:, 1:].gather(1, order[:, :, None].expand(-1, -1, width))
+    return torch.cat([x[:, :1], patches], dim=1)

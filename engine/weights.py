@@ -1,71 +1,52 @@
-"""Published checkpoints in and out: RET-CLIP's official layout, CLIP vision towers, BERT towers.
+"""Published checkpoints in and out: RET-CLIP's official layout, CLIP vision towers, BERT towers."""
 
-One table translates names; the official layout keeps query, key and value of BERT apart where this
-engine fuses them, and three scalars where it has one vector. All translations are linear, so the
-same functions carry gradients (the parity test does).
-"""
-
+import dataclasses
+import math
 import re
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
 from engine.config import ConfigError, ModelConfig, TextConfig, VisionConfig
 from engine.model import DualEncoder
+from engine.weight_names import DROPPED, WeightsError, from_official, to_official, unwrap
 
-# the official scales in the order of LEVELS
-OFFICIAL_SCALES = ("logit_scale_left", "logit_scale_right", "logit_scale")
-# buffers and unused weights that published files carry
-DROPPED = re.compile(r"^bert\.pooler\.|position_ids$")
-BERT_QKV = re.compile(
-    r"^bert\.encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)$"
-)
-# beginnings of names: official, this engine's; {n} is the number of a layer
-NAMES = (
-    ("visual.class_embedding", "visual.class_embedding"),
-    ("visual.positional_embedding", "visual.positions"),
-    ("visual.conv1.weight", "visual.stem.weight"),
-    ("visual.ln_pre.", "visual.norm_pre."),
-    ("visual.ln_post.", "visual.norm_post."),
-    ("visual.transformer.resblocks.{n}.attn.in_proj_", "visual.blocks.{n}.qkv."),
-    ("visual.transformer.resblocks.{n}.attn.out_proj.", "visual.blocks.{n}.out."),
-    ("visual.transformer.resblocks.{n}.ln_1.", "visual.blocks.{n}.norm1."),
-    ("visual.transformer.resblocks.{n}.ln_2.", "visual.blocks.{n}.norm2."),
-    ("visual.transformer.resblocks.{n}.mlp.c_fc.", "visual.blocks.{n}.mlp.0."),
-    ("visual.transformer.resblocks.{n}.mlp.c_proj.", "visual.blocks.{n}.mlp.2."),
-    ("bert.embeddings.word_embeddings.", "text.words."),
-    ("bert.embeddings.position_embeddings.", "text.positions."),
-    ("bert.embeddings.token_type_embeddings.weight", "text.token_types"),
-    ("bert.embeddings.LayerNorm.", "text.norm."),
-    ("bert.encoder.layer.{n}.attention.output.dense.", "text.blocks.{n}.out."),
-    ("bert.encoder.layer.{n}.attention.output.LayerNorm.", "text.blocks.{n}.norm1."),
-    ("bert.encoder.layer.{n}.intermediate.dense.", "text.blocks.{n}.mlp.0."),
-    ("bert.encoder.layer.{n}.output.dense.", "text.blocks.{n}.mlp.2."),
-    ("bert.encoder.layer.{n}.output.LayerNorm.", "text.blocks.{n}.norm2."),
-    ("left_feature_mapping.", "image_heads.left."),
-    ("right_feature_mapping.", "image_heads.right."),
-    ("global_feature_mapping.", "image_heads.patient."),
-    ("text_projection_left.", "text_heads.left."),
-    ("text_projection_right.", "text_heads.right."),
-    ("text_projection.", "text_heads.patient."),
-)
+__all__ = [
+    "WeightsError",
+    "export_official",
+    "from_official",
+    "initialise",
+    "load_retclip",
+    "load_strictly",
+    "read_state",
+    "to_official",
+    "unwrap",
+]
 
 
-class WeightsError(ValueError):
-    """A weight file that does not fit; the message names the file or the keys."""
+POSITIONS = "visual.positions"
+# the one width among CLIP's whose heads are not 64 wide, but 80
+VIT_H_WIDTH = 1280
 
 
-def load_retclip(source, *, text_heads=None, dropout=0.1):
+def load_retclip(source, *, text_heads=None, dropout=0.1, image_size=None):
     """Build a DualEncoder from an official RET-CLIP checkpoint, in eval mode.
 
     source: a path, or a state dict, flat or under "state_dict", keys with or without "module.".
     Sizes are read from the tensors' shapes; `text_heads` is the number of attention heads of the
-    text encoder (default: width / 64; image heads are always 64 wide). Strict: a missing or an
-    extra key raises WeightsError that names it. `bert.pooler.*` and `position_ids` are dropped.
+    text encoder (default: width / 64; image heads are 64 wide, 80 in ViT-H). `image_size`: pixels
+    of another resolution, to which the position embeddings are interpolated. Strict: a missing or
+    an extra key raises WeightsError that names it. `bert.pooler.*` and `position_ids` are dropped.
     """
     official = unwrap(read_state(source))
     state = from_official(official)
-    model = DualEncoder(_sizes(official, text_heads, dropout))
+    sizes = _sizes(official, text_heads, dropout)
+    if image_size is not None:
+        sizes = dataclasses.replace(sizes, image_size=image_size)
+        count = 1 + (image_size // sizes.vision.patch_size) ** 2
+        state[POSITIONS] = interpolate_positions(state[POSITIONS], count)
+    model = DualEncoder(sizes)
     load_strictly(model, state, str(source) if isinstance(source, str | Path) else "state dict")
     return model.eval()
 
@@ -83,6 +64,29 @@ def load_strictly(model, state, source):
     if problems:
         raise WeightsError(f"{source}: " + "; ".join(problems))
     model.load_state_dict(state)
+
+
+def export_official(state, path):
+    """Write a state dict of this engine in RET-CLIP's official layout, as a torch file.
+
+    `state`: that of a DualEncoder. The official code loads it strictly, and so does load_retclip,
+    bit for bit.
+    """
+    torch.save({name: value.clone() for name, value in to_official(state).items()}, path)
+
+
+def interpolate_positions(positions, count):
+    """Return position embeddings (1 + g^2, W) for another square grid, (`count`, W).
+
+    The class token's stays; the grid's are resampled bicubically, antialiased where it shrinks.
+    """
+    before, after = (math.isqrt(tokens - 1) for tokens in (len(positions), count))
+    if before == after:
+        return positions
+    grid = positions[1:].float().unflatten(0, (before, before)).permute(2, 0, 1)[None]
+    grid = functional.interpolate(grid, (after, after), mode="bicubic", antialias=True)
+    grid = grid[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
+    return torch.cat([positions[:1], grid])
 
 
 def read_state(source):
@@ -111,63 +115,6 @@ def read_state(source):
     return state
 
 
-def unwrap(state):
-    """Strip the wrappings of published files: "state_dict", "module.", pooler and position ids."""
-    state = state.get("state_dict", state)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: value for key, value in state.items() if not DROPPED.search(key)}
-
-
-def from_official(official):
-    """Translate official RET-CLIP names (or those of one tower) to this engine's; linear.
-
-    Unknown names are kept under their own name, so that a strict load names them.
-    """
-    state, parts = {}, {}
-    for key, value in official.items():
-        found = BERT_QKV.match(key)
-        if found:
-            layer, part, kind = found.groups()
-            parts.setdefault((layer, kind), {})[part] = value
-        elif key == "visual.proj":
-            state["visual.projection.weight"] = value.T.contiguous()
-        elif key not in OFFICIAL_SCALES:
-            state[_rename(key)] = value
-    for (layer, kind), tensors in parts.items():
-        if len(tensors) == 3:
-            fused = torch.cat([tensors["query"], tensors["key"], tensors["value"]])
-            state[f"text.blocks.{layer}.qkv.{kind}"] = fused
-        else:
-            absent = {"query", "key", "value"} - set(tensors)
-            where = f"bert.encoder.layer.{layer}.attention.self"
-            raise WeightsError(", ".join(f"missing key {where}.{p}.{kind}" for p in absent))
-    if any(name in official for name in OFFICIAL_SCALES):
-        absent = [name for name in OFFICIAL_SCALES if name not in official]
-        if absent:
-            raise WeightsError(", ".join(f"missing key {name}" for name in absent))
-        scales = [official[name].reshape(()) for name in OFFICIAL_SCALES]
-        state["logit_scale"] = torch.stack(scales)
-    return state
-
-
-def to_official(state):
-    """Translate this engine's names to official RET-CLIP's; the inverse of from_official."""
-    official = {}
-    for key, value in state.items():
-        if key == "logit_scale":
-            official.update(zip(OFFICIAL_SCALES, value.unbind(), strict=True))
-        elif key == "visual.projection.weight":
-            official["visual.proj"] = value.T.contiguous()
-        elif key.startswith("text.blocks.") and ".qkv." in key:
-            _, _, layer, _, kind = key.split(".")
-            for part, tensor in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                name = f"bert.encoder.layer.{layer}.attention.self.{part}.{kind}"
-                official[name] = tensor.contiguous()
-        else:
-            official[_rename(key, source=1, target=0)] = value
-    return official
-
-
 def initialise(model, init):
     """Load the weight files that a recipe's `init` section names; return lines for the log.
 
@@ -180,6 +127,7 @@ def initialise(model, init):
         if path is None:
             continue
         state = _tower(name, unwrap(read_state(path)))
+        lines += _match_resolution(name, state, own)
         fitting = _fit(name, path, state, own)
         loaded.update(fitting)
         lines.append(f"init.{name}: {len(fitting)} tensors from {path}")
@@ -190,6 +138,19 @@ def initialise(model, init):
         lines.append("init: every weight is random")
     model.load_state_dict({**own, **loaded})
     return lines
+
+
+def _match_resolution(name, state, own):
+    """Interpolate position embeddings of another resolution in place; return lines for the log."""
+    given, wanted = state.get(POSITIONS), own.get(POSITIONS)
+    if given is None or wanted is None or given.shape == wanted.shape:
+        return []
+    squares = [math.isqrt(len(table) - 1) for table in (given, wanted)]
+    if len(given) != squares[0] ** 2 + 1:
+        return []
+    state[POSITIONS] = interpolate_positions(given, len(wanted))
+    before, after = squares
+    return [f"init.{name}: positions interpolated from {before} x {before} to {after} x {after}"]
 
 
 def _tower(name, state):
@@ -239,16 +200,6 @@ def _fit(name, path, state, own):
     return {key: value.to(own[key].dtype) for key, value in state.items()}
 
 
-def _rename(key, source=0, target=1):
-    for names in NAMES:
-        pattern = re.escape(names[source]).replace(r"\{n\}", r"(\d+)")
-        found = re.match(pattern, key)
-        if found:
-            number = found.group(1) if found.groups() else ""
-            return names[target].replace("{n}", number) + key[found.end() :]
-    return key
-
-
 def _summarise(keys):
     # a random tower is one word in the log, not 200
     return sorted({re.sub(r"\.blocks\..*", ".blocks", key) for key in keys})
@@ -274,7 +225,7 @@ def _sizes(official, text_heads, dropout):
             patch_size=patch,
             width=width,
             layers=layers(r"visual\.transformer\.resblocks\.(\d+)\."),
-            heads=width // 64,
+            heads=width // (80 if width == VIT_H_WIDTH else 64),
         ),
         text=TextConfig(
             width=text_width,

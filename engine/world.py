@@ -20,16 +20,41 @@ from engine.config import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """This process among the ranks: rank, number of ranks, its device."""
+    """This process among the ranks: rank, number of ranks, its device, ranks on this machine."""
 
     rank: int
     size: int
     device: torch.device
+    local_size: int = 1
 
     @property
     def is_main(self):
         """Whether this rank writes logs and files."""
         return self.rank == 0
+
+    def from_main(self, call):
+        """Return what `call()` gives on the main rank; its ValueError is raised on every rank.
+
+        Every rank calls this; the others' `call` is not.
+        """
+        answer = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = call()
+            except ValueError as error:
+                answer[1] = error
+        if self.size > 1:
+            dist.broadcast_object_list(answer, src=0, device=self.device)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def smallest(self, number: int) -> int:
+        """Return the smallest of all ranks' numbers; every rank calls this."""
+        least = torch.tensor(number, device=self.device)
+        if self.size > 1:
+            dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        return int(least)
 
 
 def join_world() -> World:
@@ -47,8 +72,7 @@ def join_world() -> World:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             # ranks of one machine share its cores
-            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here()))
         keep_freed_memory()
     deepspeed = import_deepspeed()
     device = torch.device("cpu")
@@ -56,7 +80,15 @@ def join_world() -> World:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
-    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+    return World(
+        rank=dist.get_rank(), size=dist.get_world_size(), device=device, local_size=ranks_here()
+    )
+
+
+def ranks_here() -> int:
+    """Return how many ranks this machine has, by torchrun's word for it, or by DeepSpeed's."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+    return int(next(os.environ[name] for name in names if name in os.environ))
 
 
 def keep_freed_memory():
@@ -98,24 +130,38 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
+def rank_batch_size(config, world_size: int) -> int:
+    """Return the patients of one rank in one step; ConfigError if ranks share them unevenly."""
+    size, rest = divmod(config.training.batch_size, world_size)
+    if rest:
+        raise ConfigError(
+            f"training.batch_size: {config.training.batch_size} must be a multiple of the "
+            f"{world_size} ranks"
+        )
+    return size
+
+
 def micro_batch_size(config, world_size: int) -> int:
     """Return the patients of one rank in one forward pass; ConfigError if the split is uneven."""
-    training = config.training
-    parts = world_size * training.accumulation
-    if training.batch_size % parts:
+    accumulation = config.training.accumulation
+    patients = rank_batch_size(config, world_size)
+    size, rest = divmod(patients, accumulation)
+    if rest:
         raise ConfigError(
-            f"training.batch_size: {training.batch_size} must be a multiple of ranks x "
-            f"accumulation ({world_size} x {training.accumulation} = {parts})"
+            f"training.accumulation: {accumulation} must divide the {patients} patients that each "
+            "rank has in a step"
         )
-    return training.batch_size // parts
+    return size
 
 
 def deepspeed_config(config, world: World) -> dict:
     """Derive DeepSpeed's dictionary from a recipe: batch, ZeRO stage, precision, clipping."""
     training = config.training
+    local = config.loss.negatives == "local"
     values = {
         "train_micro_batch_size_per_gpu": micro_batch_size(config, world.size),
-        "gradient_accumulation_steps": training.accumulation,
+        # GradCache's micro-batches are one step of DeepSpeed's
+        "gradient_accumulation_steps": training.accumulation if local else 1,
         "gradient_clipping": config.optimizer.clip_norm,
         "zero_optimization": {"stage": training.zero_stage},
         # its own prints; engine/meters.py reports

@@ -51,7 +51,7 @@ def run_ranks(fn, world, *arguments):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=180)
+        process.join(timeout=600)
         if process.is_alive():
             process.kill()
     codes = [process.exitcode for process in processes]

@@ -64,8 +64,8 @@ def test_overrides_reach_nested_keys(tmp_path):
             r"data\.context_length \(600\) must not exceed",
         ),
         (
-            {"training": {"epochs": 1, "accumulation": 2}},
-            r"training\.accumulation above 1 needs loss\.negatives: local",
+            {"training": {"epochs": 1, "micro_batch": "auto"}, "loss": {"negatives": "local"}},
+            r"training\.micro_batch: auto needs loss\.negatives: global",
         ),
         (
             {"training": {"epochs": 1}, "init": {"retclip": "a.pt", "bert": "b.pt"}},

@@ -1,16 +1,20 @@
 """The network beyond parity: shapes, missing eyes, recomputation, attention back ends, start."""
 
-import sys
-import types
-
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional
 
-from engine import attention
-from engine.config import ConfigError, InitConfig, ModelConfig, TextConfig, VisionConfig
+from engine.config import (
+    ConfigError,
+    InitConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    parse_config,
+)
+from engine.encoders import VISION
 from engine.model import DualEncoder
+from engine.vision import VisionTransformer, drop_patches
 from engine.weights import initialise, to_official
 
 TEXT = TextConfig(
@@ -73,59 +77,15 @@ def test_a_missing_eye_is_stood_in_for_by_its_fellow():
 
 def test_recomputed_activations_give_the_same_gradients():
     gradients = []
-    for again in (False, True):
-        model = small_model(checkpoint_activations=again)
+    for recompute in ("none", "cheap", "full"):
+        model = small_model(recompute=recompute)
         left, right, tokens = inputs()
         image, text = model.encode_image(left, right), model.encode_text(tokens)
         (image * text).sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
-
-
-def fake_flash(calls):
-    """A module with flash-attn's documented function, which notes its calls."""
-
-    def flash_attn_func(query, key, value, dropout_p=0.0):
-        calls.append((tuple(query.shape), dropout_p))
-        heads_first = (t.transpose(1, 2) for t in (query, key, value))
-        return functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
-
-    return types.SimpleNamespace(flash_attn_func=flash_attn_func)
-
-
-def test_flash_attn_serves_where_it_is_installed_and_fits(monkeypatch):
-    monkeypatch.setattr(attention, "flash_attn_installed", lambda: True)
-    query = types.SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
-    slow = types.SimpleNamespace(is_cuda=True, dtype=torch.float32)
-    assert attention.choose_backend("auto", query, None) == "flash"
-    assert attention.choose_backend("sdpa", query, None) == "sdpa"
-    assert attention.choose_backend("auto", slow, None) == "sdpa"
-    assert attention.choose_backend("auto", query, torch.ones(1, 2)) == "sdpa"
-    monkeypatch.setattr(attention, "flash_attn_installed", lambda: False)
-    assert attention.choose_backend("auto", query, None) == "sdpa"
-    with pytest.raises(ValueError, match="flash needs the package flash-attn"):
-        attention.choose_backend("flash", query, None)
-
-
-def test_flash_attn_is_called_with_its_own_layout(monkeypatch):
-    calls = []
-    monkeypatch.setitem(sys.modules, "flash_attn", fake_flash(calls))
-    monkeypatch.setattr(attention, "choose_backend", lambda *_: "flash")
-    query, key = torch.randn(2, 1, 4, 8), torch.randn(2, 7, 4, 8)
-    flash = attention.attention(query, key, key)
-    monkeypatch.undo()
-    assert torch.allclose(flash, attention.attention(query, key, key), atol=1e-6)
-    assert calls == [((2, 1, 4, 8), 0.0)]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.skipif(not attention.flash_attn_installed(), reason="flash-attn is not installed")
-def test_flash_attn_equals_sdpa_on_a_gpu():
-    query, key, value = torch.randn(3, 4, 197, 12, 64, device="cuda", dtype=torch.bfloat16)
-    flash = attention.attention(query, key, value, backend="flash")
-    sdpa = attention.attention(query, key, value, backend="sdpa")
-    assert (flash - sdpa).abs().max() <= 2e-2
+    kept, *again = gradients
+    for others in again:
+        assert all(torch.equal(a, b) for a, b in zip(kept, others, strict=True))
 
 
 @pytest.mark.gpu
@@ -174,3 +134,62 @@ def test_text_weights_of_another_vocabulary_are_refused(tmp_path):
         initialise(model, InitConfig(bert=tmp_path / "w.safetensors"))
     with pytest.raises(ConfigError, match=r"init\.retclip: .*vocabulary has 40 entries"):
         initialise(model, InitConfig(retclip=tmp_path / "w.safetensors"))
+
+
+def test_towers_start_from_another_resolution(tmp_path):
+    donor = small_model()
+    vision = {k: v for k, v in to_official(donor.state_dict()).items() if k.startswith("visual.")}
+    save_file(vision, tmp_path / "clip.safetensors")
+    model = small_model(image_size=64)
+    lines = initialise(model, InitConfig(clip=tmp_path / "clip.safetensors"))
+    assert "init.clip: positions interpolated from 2 x 2 to 4 x 4" in lines
+    assert torch.equal(model.visual.stem.weight, donor.visual.stem.weight)
+    assert model.visual.positions.shape == (17, 32)
+
+
+def test_dropped_patches_are_random_and_in_training_alone():
+    vision = VisionConfig(width=32, layers=2, heads=2, patch_size=8, mask_ratio=0.5)
+    model = small_model(vision=vision)
+    left, right, _ = inputs()
+    first, second = (model.encode_image(left, right) for _ in range(2))
+    assert not torch.equal(first, second)
+    model.eval()
+    assert torch.equal(model.encode_image(left, right), model.encode_image(left, right))
+    x = torch.arange(2 * 17.0).view(2, 17, 1)
+    kept = drop_patches(x, 0.5)
+    assert kept.shape == (2, 9, 1) and torch.equal(kept[:, 0], x[:, 0])
+    for row, of in zip(kept, x, strict=True):
+        assert len(row.unique()) == 9 and torch.isin(row, of).all()
+
+
+# millions of parameters of the published towers, and the width that they project to
+PUBLISHED = {
+    "ViT-B/32": (87.85, 512),
+    "ViT-B/16": (86.19, 512),
+    "ViT-L/14": (303.97, 768),
+    "ViT-L/14-336": (304.29, 768),
+    "ViT-H/14": (632.08, 1024),
+}
+
+
+@pytest.mark.parametrize("name", sorted(VISION))
+def test_published_encoders_have_their_sizes(name):
+    recipe = {"training": {"steps": 1}, "model": {"vision": {"preset": name}}}
+    model = parse_config(recipe).model
+    millions, width = PUBLISHED[name]
+    with torch.device("meta"):
+        tower = VisionTransformer(model.vision, model.image_size, width, "sdpa", "none")
+    count = sum(parameter.numel() for parameter in tower.parameters())
+    assert abs(count / 1e6 - millions) < 0.01
+
+
+def test_presets_can_be_overridden_and_unknown_ones_are_named():
+    model = {
+        "vision": {"preset": "ViT-L/14-336", "mask_ratio": 0.25},
+        "text": {"preset": "BERT-large"},
+    }
+    config = parse_config({"training": {"steps": 1}, "model": model}).model
+    assert (config.vision.layers, config.vision.mask_ratio, config.image_size) == (24, 0.25, 336)
+    assert (config.text.width, config.text.intermediate) == (1024, 4096)
+    with pytest.raises(ConfigError, match="model.vision.preset: 'ViT-X' is not known"):
+        parse_config({"training": {"steps": 1}, "model": {"vision": {"preset": "ViT-X"}}})

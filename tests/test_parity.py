@@ -1,13 +1,21 @@
 """The network against golden data from the official RET-CLIP code: features, losses, gradients."""
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from engine.model import LEVELS
-from engine.weights import WeightsError, from_official, load_retclip, to_official
+from engine.weights import (
+    WeightsError,
+    export_official,
+    from_official,
+    interpolate_positions,
+    load_retclip,
+    to_official,
+)
 from kernels import tripartite_loss
 
 BACKENDS = ("reference", "torch")
@@ -127,3 +135,59 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name, write, reason):
     assert str(path) in str(caught.value) and "weights_only" not in str(caught.value)
     with pytest.raises(WeightsError, match="no such weight file"):
         load_retclip(tmp_path / "absent.pt")
+
+
+def test_an_exported_file_is_the_official_layout_and_loads_back_bitwise(golden, tmp_path):
+    model = build(golden)
+    export_official(model.state_dict(), tmp_path / "out.pt")
+    saved = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert saved.keys() == golden[0]["state_dict"].keys()
+    again = load_retclip(tmp_path / "out.pt", text_heads=3).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(again[name], value), name
+
+
+def as_flash(state):
+    """The state dict as FlashMHA names its attention: fused, in BERT as well."""
+    fused = {}
+    for name, value in state.items():
+        if ".attention.self." in name:
+            base, part, kind = re.match(r"(.*)\.(query|key|value)\.(.*)", name).groups()
+            fused.setdefault(f"{base}.Wqkv.{kind}", {})[part] = value
+        elif ".attention.output.dense." in name:
+            name = name.replace(".attention.output.dense.", ".attention.self.out_proj.")
+            fused[name] = value
+        else:
+            fused[name.replace(".attn.in_proj_", ".attn.Wqkv.")] = value
+    return {
+        name: torch.cat([value[part] for part in ("query", "key", "value")])
+        if isinstance(value, dict)
+        else value
+        for name, value in fused.items()
+    }
+
+
+def test_layouts_of_flash_attention_load(golden):
+    state = as_flash(golden[0]["state_dict"])
+    assert any("attention.self.Wqkv.weight" in name for name in state)
+    loaded = build(golden, state).state_dict()
+    for name, value in build(golden).state_dict().items():
+        assert torch.equal(loaded[name], value), name
+
+
+def test_another_resolution_interpolates_the_positions(golden):
+    sections, config = golden
+    plain = build(golden)
+    side, patch = plain.config.image_size, plain.config.vision.patch_size
+    larger = load_retclip(sections["state_dict"], text_heads=3, image_size=side + 2 * patch)
+    grid = side // patch
+    assert larger.visual.positions.shape[0] == 1 + (grid + 2) ** 2
+    assert torch.equal(larger.visual.positions[0], plain.visual.positions[0])
+    assert torch.equal(interpolate_positions(plain.visual.positions, 1 + grid**2),
+                       plain.visual.positions)  # fmt: skip
+    # a constant grid stays one, and the middle of an odd grid its middle
+    flat = torch.cat([torch.zeros(1, 2), torch.ones(9, 2)])
+    assert torch.allclose(interpolate_positions(flat, 26)[1:], torch.ones(25, 2), atol=1e-6)
+    bump = torch.zeros(10, 1)
+    bump[5] = 1.0
+    assert interpolate_positions(bump, 26)[1:].argmax() == 12

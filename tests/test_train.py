@@ -150,26 +150,69 @@ def test_another_recipe_does_not_continue_a_run(tiny_data, finished, tmp_path):
     assert losses(output) == losses(finished)
 
 
-def test_another_zero_stage_is_refused_with_what_would_be_right(tiny_data, finished, tmp_path):
-    output = shutil.copytree(finished, tmp_path / "copy")
-    recipe = output / "config.yaml"
-    recipe.write_text(recipe.read_text().replace("zero_stage: 1", "zero_stage: 2"))
-    done = run(train_command(tiny_data, output, "--training.zero_stage=2"))
-    assert done.returncode == 2
-    assert "saved with zero_stage 1, this run has zero_stage 2" in done.stderr
+def test_a_run_that_is_asked_to_stop_goes_on_elsewhere(tiny_data, tmp_path):
+    overrides = ["--model.text.dropout=0", "--training.steps=30", "--training.checkpoint_every=50"]
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert run(train_command(tiny_data, whole, *overrides)).returncode == 0
+    process = subprocess.Popen(
+        train_command(tiny_data, moved, *overrides), env=environment(), stderr=subprocess.PIPE
+    )
+    wait_for(lambda: (moved / "metrics.csv").exists() and len(losses(moved)) >= 2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    done = len(losses(moved))
+    assert 2 <= done < 30
+    words = [BIN / "torchrun", "--nproc_per_node", "2", "--master_port", free_port()]
+    stage = "--training.zero_stage=3"
+    again = run(train_command(tiny_data, moved, *overrides, stage, launcher=words))
+    assert again.returncode == 0, again.stderr
+    assert losses(moved)[:done] == losses(whole)[:done]
+    for ours, theirs in zip(losses(moved)[done : done + 5], losses(whole)[done:], strict=False):
+        assert float(ours[2]) == pytest.approx(float(theirs[2]), rel=1e-5)
+    assert len(losses(moved)) == 30
 
 
-def test_a_damaged_checkpoint_is_one_line(tiny_data, finished, tmp_path):
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_data, finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "copy")
-    folder = latest_checkpoint(output)
-    for path in folder.glob("*.pt"):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    weights = latest_checkpoint(output) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
     done = run(train_command(tiny_data, output))
-    assert done.returncode == 2, done.stderr
-    assert f"{folder}: cannot be read" in done.stderr and "Traceback" not in done.stderr
-    (folder / "state.json").write_text("{")
+    assert done.returncode == 0, done.stderr
+    assert "step-00000006: model.safetensors" in done.stderr
+    assert "continuing after step 3 of 6" in done.stderr
+    assert losses(output) == losses(finished)
+    for weights in output.glob("checkpoints/*/model.safetensors"):
+        weights.unlink()
     done = run(train_command(tiny_data, output))
-    assert done.returncode == 2 and "state.json: damaged" in done.stderr
+    assert done.returncode == 2 and "model.safetensors is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_held_out_patients_are_measured_and_the_best_weights_kept(tiny_data, finished, tmp_path):
+    output = tmp_path / "run"
+    words = ["--validation", tiny_data["shards"], "--training.validate_every=2"]
+    words += ["--training.average_decay=0.9", "--training.checkpoint_in_background=true"]
+    done = run(train_command(tiny_data, output, *words))
+    assert done.returncode == 0, done.stderr
+    with (output / "validation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    best = json.loads((output / "best.json").read_text())
+    chosen = max(rows, key=lambda row: float(row["recall@5"]))
+    assert best["value"] == pytest.approx(float(chosen["recall@5"]))
+    weights = load_file(output / "best.safetensors")
+    average = load_file(latest_checkpoint(output) / "average.safetensors")
+    assert weights.keys() == average.keys()
+    # looking on changes nothing, and neither does writing in the background
+    assert losses(output) == losses(finished)
 
 
 def test_findings_may_change_when_a_run_is_continued(tiny_data, finished, tmp_path):

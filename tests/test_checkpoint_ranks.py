@@ -1,0 +1,183 @@
+"""A run goes on from its checkpoint: bit for bit with the same ranks, and with others as if alone.
+
+The runs are those of tests/step_equality.py, with one block for each encoder and without dropout,
+which draws by rank.
+"""
+
+import errno
+import json
+import random
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_faults import failing, fault
+from ranks import run_ranks
+from step_equality import Case, make_batch
+
+from engine import build, step
+from engine.checkpoint import (
+    BackgroundSaver,
+    CheckpointError,
+    consolidated_weights,
+    latest_checkpoint,
+    read_state,
+    resume,
+    save_checkpoint,
+)
+from engine.config import parse_config, to_dict
+from engine.objective import Objective
+from engine.world import World, deepspeed_config, import_deepspeed
+
+BEFORE, AFTER = 2, 5
+STAGES = (0, 1, 2, 3)
+
+
+class Run:
+    """A training run of a case on this rank, with a `seed` of its own."""
+
+    def __init__(self, rank, size, case, seed=0):
+        device = torch.device("cpu")
+        self.world = World(rank=rank, size=size, device=device, local_size=size)
+        import_deepspeed().init_distributed("gloo", verbose=False)
+        values = to_dict(case.config)
+        values["model"]["text"] |= {"dropout": 0.0, "layers": 1}
+        values["model"]["vision"]["layers"] = 1
+        config = parse_config({**values, "seed": seed})
+        with mock.patch.object(build, "deepspeed_config", _without_persistence):
+            self.engine, self.config, *_ = build.build_engine(config, self.world, None)
+
+    def losses(self, first, count):
+        """Take `count` steps from step `first` on."""
+        objective = Objective.from_config(self.config)
+        found = []
+        for number in range(first, first + count):
+            mine = make_batch(number).split(self.world.size)[self.world.rank]
+            result = step.train_step(self.engine, objective, mine, 1)
+            found.append(float(result["total"]))
+        return found
+
+    def save(self, folder, saver=save_checkpoint):
+        """Save into the run's folder `folder`."""
+        folder.mkdir(exist_ok=True)
+        saver(self.engine, folder, BEFORE, self.world, self.config)
+
+    def resume(self, folder):
+        """Go on from the newest checkpoint of `folder`."""
+        assert resume(self.engine, latest_checkpoint(folder)) == BEFORE
+
+    def end(self):
+        """Return the weights as each rank has them, and give DeepSpeed's hooks back."""
+        weights = consolidated_weights(self.engine, True)
+        self.engine.destroy()
+        return weights
+
+
+def _without_persistence(config, world):
+    # small tensors would stay whole under ZeRO-3, which all of these are
+    values = deepspeed_config(config, world)
+    values["zero_optimization"]["stage3_param_persistence_threshold"] = 100
+    return values
+
+
+def case_of(stage, precision="fp32"):
+    return Case(zero_stage=stage, optimizer="adamw", precision=precision)
+
+
+def train_and_save(rank, size, folder, name, case):
+    """Train, save, train on; return what followed, of which later ranks find the losses."""
+    run = Run(rank, size, case)
+    run.losses(0, BEFORE)
+    run.save(folder / name)
+    after = run.losses(BEFORE, AFTER)
+    if rank == 0:
+        (folder / f"{name}.json").write_text(json.dumps(after))
+    return after, run.end()
+
+
+def go_on_equally(rank, size, folder, name, case):
+    """Resume with as many ranks into other weights: not a bit of what follows may differ."""
+    after, weights = train_and_save(rank, size, folder, name, case)
+    run = Run(rank, size, case, seed=7)
+    run.resume(folder / name)
+    assert run.losses(BEFORE, AFTER) == after, name
+    for key, value in run.end().items():
+        assert torch.equal(value, weights[key]), f"{name}: {key}"
+
+
+def go_on_elsewhere(rank, size, folder, pairs):
+    """Resume runs of other ranks or stages: the next losses agree to 1e-5."""
+    for name, stage in pairs:
+        case = case_of(stage)
+        run = Run(rank, size, case, seed=7)
+        run.resume(folder / name)
+        after = json.loads((folder / f"{name}.json").read_text())
+        torch.testing.assert_close(
+            torch.tensor(run.losses(BEFORE, AFTER)), torch.tensor(after), rtol=1e-5, atol=0
+        )
+        run.end()
+
+
+def draws():
+    return [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
+
+
+def meet_errors(rank, size, folder):
+    """Errors of the main rank reach all, which stay in step; random states are a rank's own."""
+    run = Run(rank, size, case_of(2))
+    run.losses(0, BEFORE)
+    torch.manual_seed(rank)
+    np.random.seed(rank)
+    random.seed(rank)
+    run.save(folder)
+    drawn = draws()
+    saver = BackgroundSaver()
+    for save, close in ((save_checkpoint, lambda: None), (saver.save, saver.close)):
+        number = 20 if rank == 0 else None
+        with (
+            fault(number, failing(errno.ENOSPC)),
+            pytest.raises(CheckpointError, match="the disk is full.*step-00000002 is there"),
+        ):
+            run.save(folder, save)
+            close()
+    assert latest_checkpoint(folder).name == "step-00000002"
+    run.resume(folder)
+    assert draws() == drawn
+    # ranks are still in step
+    run.save(folder, saver.save)
+    saver.close()
+    assert latest_checkpoint(folder).name == "step-00000002-2"
+    assert read_state(latest_checkpoint(folder))["optimizer_steps"] == [BEFORE, BEFORE]
+    run.end()
+    other = Run(rank, size, case_of(0))
+    del other.engine.module.visual.blocks[0]
+    with pytest.raises(
+        CheckpointError, match="model.safetensors: belongs to another model, by vis"
+    ):
+        other.resume(folder)
+
+
+def on_one_rank(rank, size, folder):
+    train_and_save(rank, size, folder, "one", case_of(1))
+
+
+def on_two_ranks(rank, size, folder):
+    for stage in STAGES:
+        # ZeRO-3 leaves another torch.nn.functional.linear behind, so each is compared at once
+        for precision in ("fp32", "bf16"):
+            case = case_of(stage, precision)
+            go_on_equally(rank, size, folder, f"{precision}-{stage}", case)
+    go_on_elsewhere(rank, size, folder, [("one", 2), ("fp32-1", 0)])
+    meet_errors(rank, size, folder / "errors")
+
+
+def on_one_again(rank, size, folder):
+    go_on_elsewhere(rank, size, folder, [(f"fp32-{stage}", (stage + 1) % 4) for stage in STAGES])
+    go_on_elsewhere(rank, size, folder, [("fp32-3", 3)])
+
+
+def test_a_run_goes_on_with_any_ranks_at_any_stage(tmp_path):
+    run_ranks(on_one_rank, 1, tmp_path)
+    run_ranks(on_two_ranks, 2, tmp_path)
+    run_ranks(on_one_again, 1, tmp_path)
