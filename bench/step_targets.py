@@ -1,0 +1,133 @@
+"""What is asked of the training step, and whether a run of the step benchmark shows it.
+
+A row is one implementation at one batch size with one kind of input, "synthetic" or "shards".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# of the first loss, relative
+AGREEMENT = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """One demand on that type of device, None for any: `measured(rows)` is at least `least`, or at
+    most `most`; it is None where the rows for it are missing."""
+
+    says: str
+    measured: Callable
+    device: str | None = None
+    least: float | None = None
+    most: float | None = None
+
+    def verdict(self, measured):
+        """Return "met", "not met" or "not measured"."""
+        if measured is None:
+            return "not measured"
+        met = measured >= self.least if self.most is None else measured <= self.most
+        return "met" if met else "not met"
+
+
+def _by_batch(rows, name, source="synthetic"):
+    """The timed rows of an implementation by batch size."""
+    return {
+        row["batch"]: row
+        for row in rows
+        if row["implementation"] == name
+        and row.get("input") == source
+        and row.get("patients_per_s") is not None
+    }
+
+
+def _utilisation(rows):
+    row = _by_batch(rows, "engine").get(1024)
+    return row and row["mfu_gemm"]
+
+
+def _least_ratio(ours, theirs):
+    """The least of our speeds relative to theirs, over the batch sizes of both."""
+    ratios = [
+        ours[batch]["patients_per_s"] / theirs[batch]["patients_per_s"]
+        for batch in ours
+        if batch in theirs
+    ]
+    return min(ratios, default=None)
+
+
+def _against(name):
+    return lambda rows: _least_ratio(_by_batch(rows, "engine"), _by_batch(rows, name))
+
+
+def _decoded(rows):
+    return _least_ratio(_by_batch(rows, "engine", "shards"), _by_batch(rows, "engine"))
+
+
+def _cached(rows):
+    """The speed of 4,096 patients in micro-batches, relative to the largest batch in one pass."""
+    found = _by_batch(rows, "engine")
+    large = found.get(4096)
+    whole = [batch for batch, row in found.items() if row["micro_batches"] == 1]
+    if not whole or large is None or large["micro_batches"] == 1:
+        return None
+    return large["patients_per_s"] / found[max(whole)]["patients_per_s"]
+
+
+def _disagreement(rows):
+    offs = [
+        row["first_loss_off"]
+        for row in rows
+        if row["implementation"] == "engine" and row.get("first_loss_off") is not None
+    ]
+    return max(offs, default=None)
+
+
+TARGETS = (
+    Target(
+        says="MFU at B = 1,024, of the measured GEMM rate",
+        device="cuda",
+        least=0.55,
+        measured=_utilisation,
+    ),
+    Target(
+        says="decoded 512 px photographs, speed relative to synthetic input",
+        device="cuda",
+        least=0.97,
+        measured=_decoded,
+    ),
+    Target(
+        says="speed relative to open_clip",
+        device="cuda",
+        least=1.25,
+        measured=_against("open_clip"),
+    ),
+    Target(
+        says="speed relative to the official step",
+        device="cuda",
+        least=2.4,
+        measured=_against("retclip"),
+    ),
+    Target(
+        says="B = 4,096 by GradCache, speed relative to a batch in one pass",
+        device="cuda",
+        least=0.78,
+        measured=_cached,
+    ),
+    Target(
+        says="speed relative to plain PyTorch", device="cpu", least=1.0, measured=_against("plain")
+    ),
+    Target(says="first loss off plain PyTorch's, relative", most=AGREEMENT, measured=_disagreement),
+)
+
+
+def verdicts(rows, device):
+    """Return a dictionary per target: "target", "bound", "measured" (or None), "verdict"."""
+    found = []
+    for target in TARGETS:
+        applies = target.device in (None, device.type)
+        measured = target.measured(rows) if applies else None
+        bound = f"at least {target.least:g}" if target.most is None else f"at most {target.most:g}"
+        on = {"cuda": "on a GPU", "cpu": "on a CPU", None: "anywhere"}[target.device]
+        named = {"target": f"{target.says} ({on})", "bound": bound}
+        found.append(named | {"measured": measured, "verdict": target.verdict(measured)})
+    return found
