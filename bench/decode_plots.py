@@ -59,6 +59,9 @@ def _lines(axes, rows):
         axes.plot(places, rates, label=name, marker=_MARKERS[index % len(_MARKERS)])
     axes.set_xticks(range(len(sizes)), sizes)
     axes.set_yscale("log")
+    # within a decade the labels between its powers are the only ones
+    for show in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        show("{x:,.0f}")
     axes.set(xlabel="short side, px", ylabel="photographs/s")
 
 

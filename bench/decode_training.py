@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from bench.decode_measure import Turn, differences, time_turns
@@ -39,7 +38,8 @@ class Cohort:
     def loader_options(self):
         """The loader's options."""
         return {
-            "context_length": 1,
+            # the least that there is
+            "context_length": 3,
             "batch_size": self.batch,
             "image_size": SIDE,
             "training": True,
@@ -82,12 +82,14 @@ def planned_jobs(cohort):
     return [planner.plan(0, step).job for step in steps], settings.images
 
 
-class OneToken:
-    """Stands for a tokenizer: reports are no part of this."""
+class NoWords:
+    """Stands for a tokenizer: reports are no part of this, and have no ids."""
 
-    def encode(self, texts, length):
-        """Return tokens (n, `length`) and lengths (n,): one token each."""
-        return np.ones((len(texts), length), np.int32), np.ones(len(texts), np.int64)
+    fingerprint, cls_id, sep_id = "no-words", 1, 2
+
+    def ids(self, texts):
+        """Return an empty list for every text."""
+        return [[] for _ in texts]
 
 
 class LoaderImages:
@@ -96,7 +98,7 @@ class LoaderImages:
     def __init__(self, cohort):
         from dataload.loader import build_loader
 
-        self._loader = build_loader(cohort.folder, tokenizer=OneToken(), **cohort.loader_options)
+        self._loader = build_loader(cohort.folder, tokenizer=NoWords(), **cohort.loader_options)
         self.facts = {"backend": self._loader.backend}
 
     def batches(self):

@@ -92,10 +92,10 @@ def _completed(options):
 def _add_task(parser):
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
-    parser.add_argument("--config", type=Path, metavar="RECIPE", help="YAML; by default as paper")
+    parser.add_argument("--config", type=Path, metavar="RECIPE", help="YAML; default by device")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--batch", type=int, nargs="+", metavar="B", help="patients of a step")
-    parser.add_argument("--shards", type=Path, metavar="DIR", help="of decoded photographs, also")
+    parser.add_argument("--shards", type=Path, metavar="DIR", help="decoded photographs, too")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="of the shards' reports")
     parser.add_argument(
         "--retclip", type=Path, metavar="PATH", help="checkout of the official code"

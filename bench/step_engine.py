@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -26,10 +26,10 @@ class EngineTrainer:
 
     def __init__(self, task, *, compiled):
         self.phases = Phases(task.device)
-        self._around = nullcontext if task.runtime == "deepspeed" else without_deepspeed
+        self._runtime = nullcontext if task.runtime == "deepspeed" else without_deepspeed
         config = _recipe(task, compiled)
         with self._around(), tempfile.TemporaryDirectory() as run:
-            engine, config, self.lines = build_engine(config, task.world, Path(run))
+            engine, config, _ = build_engine(config, task.world, Path(run))
         self._engine = MarkedEngine(engine, self.phases)
         self._objective = MarkedObjective(Objective.from_config(config), self.phases)
         self._accumulation = config.training.accumulation
@@ -40,6 +40,12 @@ class EngineTrainer:
             "attention": "/".join(tower.kernel for tower in towers),
             "micro_batches": self._accumulation,
         }
+
+    @contextmanager
+    def _around(self):
+        # past the limit blocks would run eagerly without a word
+        with self._runtime(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            yield
 
     def train(self, batches):
         """Make an optimiser step of each batch; returns the loss of the last."""

@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -58,7 +59,6 @@ def attempt(row, work, *arguments):
     """
     try:
         row |= work(*arguments)
-        return True
     # others' code may raise anything, and that is what its row is to say
     except Exception as error:
         row["note"] = first_line(error)
@@ -159,22 +159,26 @@ def _time(task, stream, rows, trainers, once, options):
     turns = {name: [] for name in trainers}
     steps = {name: max(FEWEST_STEPS, math.ceil(options.seconds / once[name])) for name in trainers}
 
-    def run(name):
-        def one(lap):
+    def run(name, lap):
+        if "note" in rows[name]:
+            return
+        try:
             turn = _turn(trainers[name], stream, steps[name], task.device, stream.lead)
             turns[name].append(turn)
-
-        return one
+        # as above; the others go on
+        except Exception as error:
+            rows[name]["note"] = first_line(error)
 
     with gpu.clock_log(task.device) as clocks:
-        runs = {name: run(name) for name in trainers}
+        runs = {name: partial(run, name) for name in trainers}
         time_interleaved(runs, repeats=options.repeats, device=task.device)
         ceilings = _ceilings(task.device)
     flops = sum(step_flops(task.config.model, stream.lengths).values())
     for name, taken in turns.items():
-        # the harness's first round warms up
-        rows[name] |= _figures(taken[1:], steps[name], task.patients)
-        rows[name] |= _utilisation(flops, rows[name]["step_s"], ceilings)
+        if "note" not in rows[name]:
+            # the harness's first round warms up
+            rows[name] |= _figures(taken[1:], steps[name], task.patients)
+            rows[name] |= _utilisation(flops, rows[name]["step_s"], ceilings)
     return ceilings | {"clocks": clocks}
 
 

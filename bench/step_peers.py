@@ -27,10 +27,6 @@ class Peer:
     about: str
     build: Callable[[Task], object]
     why_not: Callable = _never
-    # distribution to install, and the version that the call was written against
-    package: str | None = None
-    checked: str | None = None
-    license: str | None = None
 
 
 def _engine(task, *, compiled):
@@ -58,9 +54,9 @@ def _official(task, *, checkpointing):
 
 
 def _nothing_compiled(options, device):
-    return (
-        None if compiles(options.recipe, device) else "nothing is compiled here: the same as engine"
-    )
+    if compiles(options.recipe, device):
+        return None
+    return "nothing is compiled here: the same as engine"
 
 
 def _not_installed(options, device):
@@ -96,24 +92,20 @@ _PEERS = (
         name="open_clip",
         build=_open_clip,
         why_not=_not_installed,
-        package="open-clip-torch",
-        checked="3.3.0",
-        license="MIT",
-        about="its towers, text at BERT's size without mask or dropout, compiled; other weights",
+        about="its towers, as in 3.3.0, text at BERT's size without mask or dropout, compiled on a "
+        "GPU; other weights",
     ),
     Peer(
         name="retclip",
         build=partial(_official, checkpointing=True),
         why_not=_no_checkout,
-        checked="1ddb9a1",
-        about="the official training step as its script runs it, activations recomputed",
+        about="the official step (commit 1ddb9a1) as its script runs it, activations recomputed",
     ),
     Peer(
         name="retclip-kind",
         build=partial(_official, checkpointing=False),
         why_not=_no_checkout,
-        checked="1ddb9a1",
-        about="the official training step with its activations kept",
+        about="the official step with its activations kept",
     ),
 )
 

@@ -55,6 +55,13 @@ def _least_ratio(ours, theirs):
     return min(ratios, default=None)
 
 
+def _processor_time(rows):
+    """The processor time of plain's step relative to ours, the least over batch sizes."""
+    ours, plain = _by_batch(rows, "engine"), _by_batch(rows, "plain")
+    ratios = [plain[batch]["cpu_s"] / ours[batch]["cpu_s"] for batch in ours if batch in plain]
+    return min(ratios, default=None)
+
+
 def _against(name):
     return lambda rows: _least_ratio(_by_batch(rows, "engine"), _by_batch(rows, name))
 

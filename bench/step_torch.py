@@ -1,7 +1,8 @@
 """A training step in plain torch, and around it what a batch larger than memory needs.
 
 A batch that does not fit passes in pieces with everybody's negatives, as GradCache does it: all
-features first, then each piece again with the gradient of its features.
+features first, then each piece again with the gradient of its features. Dropout is drawn anew then,
+as open_clip's accumulation does.
 
 Shapes: B patients, D the shared space.
 """

@@ -32,7 +32,7 @@ def build_engine(config, world, run):
     dtype = DTYPES[resolve_precision(config.training.precision, world.device)]
     lines += choose_attention(model, world.device, dtype, TRIAL_PATIENTS)
     if compiles(config, world.device):
-        compile_blocks(model)
+        compile_blocks(model, graphs=config.training.compile == "graphs")
         lines.append("blocks of both encoders are compiled")
     make_batch = _batch_maker(config, world.device)
     fits = micro_batch.trial(model, Objective.from_config(config), make_batch, world.device, dtype)

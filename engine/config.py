@@ -184,8 +184,9 @@ class TrainingConfig:
     epochs: Count | None = None
     steps: Count | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # torch.compile of both encoders' blocks; auto: on a GPU
-    compile: Literal["auto", "off", "blocks"] = "auto"
+    # torch.compile of both encoders' blocks; auto: on a GPU; graphs: those of photographs, whose
+    # shape is one, as CUDA graphs besides
+    compile: Literal["auto", "off", "blocks", "graphs"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
     checkpoint_every: Count = 500
     keep_checkpoints: Count = 2

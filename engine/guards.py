@@ -156,9 +156,9 @@ class Guard:
             for kind in own
         }
         values = {"indices": joined["patients"], "patients": self._ids(joined["patients"])}
-        suspects = joined["photographs"] + joined["reports"]
+        suspects = dict.fromkeys(joined["photographs"] + joined["reports"])
         if suspects:
-            values["suspects"] = self._ids(suspects)
+            values["suspects"] = self._ids(list(suspects))
         return _name_cause(joined), values
 
     def _ids(self, places):

@@ -100,9 +100,13 @@ class Hub:
         return not self._missing
 
     def _greet(self, peer, own, judge):
-        greeting = (peer.receive() or [{}])[0]
-        # somebody else may have found the port
-        if greeting.get("secret") != self.address[2]:
+        try:
+            greeting = peer.receive()[0]
+            known = greeting["secret"] == self.address[2]
+        except (ValueError, LookupError, TypeError):
+            known = False
+        if not known:
+            # somebody else who found the port
             peer.socket.close()
             return
         report = Report(**greeting["report"])

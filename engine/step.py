@@ -21,7 +21,7 @@ from engine.guards import Outcome, sound, take_step
 from engine.tracing import trace
 
 
-def train_step(engine, objective, batch, accumulation, norms_by_tower=False):
+def train_step(engine, objective, batch, accumulation):
     """One optimiser step on this rank's batch, cut into `accumulation` micro-batches.
 
     Returns what meters.step records, on the device: losses of the step, scales, gradient norms;
@@ -31,7 +31,7 @@ def train_step(engine, objective, batch, accumulation, norms_by_tower=False):
     backward = _cached if cached else _accumulated
     losses, scale, outputs = backward(engine, objective, batch.split(accumulation))
     norm = _gradient_norm_at_stage_0(engine)
-    towers = gradient_norms(engine) if norms_by_tower else None
+    towers = gradient_norms(engine)
     with trace("step"):
         applied = take_step(engine, norm)
     optim.clamp_logit_scale(engine.module.logit_scale)

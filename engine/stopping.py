@@ -94,7 +94,7 @@ class StopRequest:
         """
         answer = self.reason is not None
         if world.size > 1:
-            flag = torch.tensor(float(answer), device=world.device)
+            flag = torch.full((), float(answer), device=world.device)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
             answer = self._earlier(flag) if world.device.type == "cuda" else bool(flag)
         if answer and self.reason is None:

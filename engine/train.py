@@ -63,12 +63,16 @@ def train(config, *, data, tokenizer, output, validation=None, window=None) -> N
                 record=partial(run_folder.note, output),
             ) as watchdog,
         ):
-            run = prepare(config, words, world, data, tokenizer, output, validation)
+            with watchdog.pause("preparing"):
+                run = prepare(config, words, world, data, tokenizer, output, validation)
             run = dataclasses.replace(run, stop=stop, watchdog=watchdog)
+            if watchdog.off is not None:
+                run.meters.event(watchdog.off, level="warning")
             profiler = ProfilerWindow(window, output)
             try:
                 with run.saver:
                     run_steps(run, profiler)
+                    watchdog.no_more_steps()
             except torch.OutOfMemoryError:
                 raise ConfigError(micro_batch.explain_memory(run.config)) from None
             finally:
@@ -194,9 +198,8 @@ def run_steps(run, profiler):
         rate = optim.learning_rate(step, config.optimizer, run.steps)
         optim.set_learning_rate(run.engine.optimizer, rate)
         done = step + 1
-        logs = done % config.training.log_every == 0 or done == run.steps
         run.guard.before()
-        result = train_step(run.engine, objective, batch, config.training.accumulation, logs)
+        result = train_step(run.engine, objective, batch, config.training.accumulation)
         if run.guard.after(done, rate, batch, result):
             run.average.update(run.engine, done)
         meters.step(

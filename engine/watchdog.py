@@ -26,7 +26,8 @@ from collections import deque
 
 from engine.rank_lines import BEAT, Hub, Line, Report
 
-SILENCE = 30.0
+# a launcher takes another 30 s to end a process that is stopped: less than a minute together
+SILENCE = 25.0
 # an error that all ranks meet is better told by their own main threads
 OWN_ERROR_FIRST = 2.0
 # until so many steps are done, each may take START_SECONDS: compilation, first collectives
@@ -174,6 +175,11 @@ class Watchdog:
         finally:
             self._own.paused = False
             self._since = None
+
+    def no_more_steps(self):
+        """Say that what comes now, to the end, takes as long as it takes: nobody hangs any more."""
+        self.at("finishing")
+        self._own.paused = True
 
     def __exit__(self, kind, error, trace):
         if self._thread is None:

@@ -64,6 +64,7 @@ def test_compiled_blocks_give_the_same_gradients():
         ("auto", 3, "cuda", False),
         ("auto", 1, "cpu", False),
         ("blocks", 1, "cpu", True),
+        ("graphs", 1, "cuda", True),
         ("off", 1, "cuda", False),
     ],
 )

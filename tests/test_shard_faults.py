@@ -228,6 +228,7 @@ def test_three_splits_by_chance_share_nobody(tmp_path):
     assert len(set(ids)) == len(ids) == 20
 
 
+@pytest.mark.full
 def test_a_million_rows_in_bounded_memory(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"stub")
     rows = "".join(f"P{number},a.jpg,,双眼未见明显异常 {number}\n" for number in range(1_000_000))

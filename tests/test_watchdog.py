@@ -2,13 +2,15 @@
 
 import os
 import signal
+import socket
+import threading
 
 import pytest
 import torch
 from ranks import free_port
 from watched_loop import errors, finish, start_ranks, wait_for_steps
 
-from engine.rank_lines import BEAT, Report
+from engine.rank_lines import BEAT, Hub, Line, Report
 from engine.watchdog import (
     EXIT_PEER,
     FIRST_STEPS,
@@ -47,8 +49,8 @@ def test_the_others_end_and_name_the_rank(tmp_path, culprit, misdeed, expected):
         assert (tmp_path / "recorded").read_text() == line.removeprefix("error: ")
 
 
-def test_a_pause_is_no_hang_and_a_stop_is_quiet(tmp_path):
-    ranks = start_ranks(tmp_path, free_port(), hang=2, save=3)
+def test_saving_and_finishing_are_no_hang_and_a_stop_is_quiet(tmp_path):
+    ranks = start_ranks(tmp_path, free_port(), hang=1.5, save=2, close=2)
     wait_for_steps(tmp_path, 2)
     os.kill(ranks[1].pid, signal.SIGTERM)
     assert [finish(rank) for rank in ranks] == [0, 0]
@@ -121,7 +123,7 @@ def test_silence_counts_from_when_the_judge_itself_runs():
     assert clock.run(5) is None
     assert clock.run(SILENCE - 1, silent=(1,), idle=(1,)) is None
     rank, line = clock.run(2, silent=(1,), idle=(1,))
-    assert rank == 1 and "no sign of life for 30 s" in line
+    assert rank == 1 and f"no sign of life for {SILENCE:.0f} s" in line
 
 
 def test_who_said_farewell_may_go_and_an_own_error_comes_first():
@@ -137,6 +139,26 @@ def test_who_said_farewell_may_go_and_an_own_error_comes_first():
         2,
         f"rank 2 on node (process 102) failed after step {clock.ranks[2].step}: ConfigError: no",
     ]
+
+
+def test_strangers_are_turned_away_and_who_does_not_come_is_missed(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr("engine.rank_lines.CONNECT_SECONDS", 1.0)
+    own, other = (Report(rank=rank, host="node", process=rank) for rank in (0, 1))
+    hub, judge = Hub(3), Judge(60.0)
+    host, port, secret = hub.address
+    strangers = [socket.create_connection((host, port)) for _ in range(3)]
+    for stranger, words in zip(strangers, (b"GET / HTTP/1.1\n", b"[]\n", b"{}\n"), strict=True):
+        stranger.sendall(words)
+    comer = threading.Thread(target=Line((host, port, secret)).connect, args=(other, Judge(60.0)))
+    comer.start()
+    assert not hub.connect(own, judge)
+    comer.join()
+    assert set(judge._reports) == {1}
+    hub.close()
+    assert not Line((host, port, secret)).connect(other, judge)
+    for stranger in strangers:
+        stranger.close()
 
 
 def test_a_world_of_one_is_not_watched():

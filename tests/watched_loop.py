@@ -39,7 +39,7 @@ def misbehave(what):
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
 
 
-def train(folder, *, output=None, stop=25, hang=60, silence=30, save=0, misdeed="-1:"):
+def train(folder, *, output=None, stop=25, hang=60, silence=25, save=0, close=0, misdeed="-1:"):
     """Take steps until somebody asks to stop."""
     watchdog.SILENCE, watchdog.START_SECONDS = float(silence), 0.0
     dist.init_process_group("gloo")
@@ -65,6 +65,8 @@ def train(folder, *, output=None, stop=25, hang=60, silence=30, save=0, misdeed=
                     time.sleep(float(save))
                     (folder / f"saved-{world.rank}").write_text(f"{step} {request.reason}")
                 break
+        watch.no_more_steps()
+        time.sleep(float(close))
     dist.destroy_process_group()
 
 
