@@ -83,9 +83,11 @@ class StandIn:
         autocast = config.get("torch_autocast", {"enabled": False, "dtype": "bfloat16"})
         if autocast["dtype"] == "float16":
             raise ValueError("training.precision: fp16 needs DeepSpeed; use bf16, fp32 or auto")
-        device = next(model.parameters()).device.type
+        self.device = next(model.parameters()).device
         self.module, self.optimizer = model, optimizer
-        self._autocast = {"device_type": device, "dtype": torch.bfloat16} | {
+        # no fp16: no scale to take out of gradients
+        self.torch_autocast_z0_gradscaler = None
+        self._autocast = {"device_type": self.device.type, "dtype": torch.bfloat16} | {
             "enabled": autocast["enabled"]
         }
         self._passes_of_a_step = config["gradient_accumulation_steps"]

@@ -197,12 +197,11 @@ def test_verdicts_compare_speeds_of_the_same_batch_sizes():
         (None, "not measured"),
         (0.8, "met"),
         (None, "not measured"),
-        (None, "not measured"),
         (2e-3, "not met"),
     ]
-    slow = [row("engine", 64, 99.0, cpu_s=0.5), row("plain", 64, 100.0, cpu_s=0.6)]
+    slow = [row("engine", 64, 99.0), row("plain", 64, 100.0)]
     found = step_targets.verdicts(slow, CPU)
-    assert [one["verdict"] for one in found[5:]] == ["not met", "met", "not measured"]
+    assert [one["verdict"] for one in found[5:]] == ["not met", "not measured"]
 
 
 FIGURES = ("patients_per_s", "patients_per_s_iqr", "step_s", "steps", "repeats", "peak_bytes")
