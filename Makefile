@@ -22,7 +22,8 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest
 
-# every combination of ZeRO stages, ranks, precisions and ways to step; a quarter of an hour
+# every combination of ZeRO stages, ranks, precisions and ways to step, launchers that are killed,
+# ranks that hang; about half an hour
 test-full: setup
 	$(BIN)/python -m pytest -m full
 

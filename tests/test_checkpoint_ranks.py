@@ -31,6 +31,9 @@ from engine.config import parse_config, to_dict
 from engine.objective import Objective
 from engine.world import World, deepspeed_config, import_deepspeed
 
+# minutes of launches and kills: `make test-full`
+pytestmark = pytest.mark.full
+
 BEFORE, AFTER = 2, 5
 STAGES = (0, 1, 2, 3)
 

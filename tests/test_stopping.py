@@ -22,6 +22,9 @@ from engine.stopping import (
     parent_of,
 )
 
+# minutes of launches and kills: `make test-full`
+pytestmark = pytest.mark.full
+
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
     "deepspeed": [BIN / "deepspeed", "--num_gpus", "2", "--master_port"],

@@ -22,6 +22,9 @@ from engine.watchdog import (
 )
 from engine.world import World
 
+# minutes of launches and kills: `make test-full`
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize(
     ("culprit", "misdeed", "expected"),
