@@ -7,7 +7,7 @@ import torch
 from dataload.batch import Batch, pack_reports
 from engine import micro_batch, optim
 from engine.attention_choice import choose_attention
-from engine.compiling import compile_blocks, compiles
+from engine.compiling import compile_blocks, compiles, forget_sizes
 from engine.config import ConfigError
 from engine.model import DualEncoder
 from engine.objective import Objective
@@ -37,6 +37,7 @@ def build_engine(config, world, run):
     make_batch = _batch_maker(config, world.device)
     fits = micro_batch.trial(model, Objective.from_config(config), make_batch, world.device, dtype)
     config = micro_batch.settle(config, world, run, fits)
+    forget_sizes()
     engine, *_ = import_deepspeed().initialize(
         model=model,
         optimizer=optim.build_optimizer(model, config.optimizer, world.device),

@@ -31,5 +31,11 @@ def compile_blocks(model, backend="inductor", graphs=False):
         if tower.recompute == "cheap":
             # the compiler does that by itself, and selective checkpointing does not look inside
             tower.recompute = "none"
-    # forward with and without gradients, all rows and the first: four graphs a tower at most
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
+    # forward with and without gradients, all rows and the first: four graphs a tower at most; and
+    # two for each size that a search for the micro-batch tries. Beyond it, blocks run uncompiled
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+
+
+def forget_sizes():
+    """Drop what was compiled so far: a size that was only tried costs each later call a look."""
+    torch._dynamo.reset()

@@ -42,6 +42,17 @@ def test_no_shape_of_reports_compiles_again_after_warm_up(recompute):
             step(model, seed=seed)
 
 
+def test_a_search_for_the_micro_batch_leaves_every_size_compiled():
+    model = small_model().train()
+    compile_blocks(model, backend="eager")
+    left, right, _ = inputs(2)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(10):
+            image = model.encode_image(left, right)
+            image.sum().backward()
+            left, right = torch.cat([left, left]), torch.cat([right, right])
+
+
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the CPU's compiler needs g++")
 def test_compiled_blocks_give_the_same_gradients():
