@@ -45,25 +45,14 @@ def _utilisation(rows):
     return row and row["mfu_gemm"]
 
 
-def _least_ratio(ours, theirs):
+def _least_ratio(ours, theirs, speed="patients_per_s"):
     """The least of our speeds relative to theirs, over the batch sizes of both."""
-    ratios = [
-        ours[batch]["patients_per_s"] / theirs[batch]["patients_per_s"]
-        for batch in ours
-        if batch in theirs
-    ]
+    ratios = [ours[batch][speed] / theirs[batch][speed] for batch in ours if batch in theirs]
     return min(ratios, default=None)
 
 
-def _processor_time(rows):
-    """The processor time of plain's step relative to ours, the least over batch sizes."""
-    ours, plain = _by_batch(rows, "engine"), _by_batch(rows, "plain")
-    ratios = [plain[batch]["cpu_s"] / ours[batch]["cpu_s"] for batch in ours if batch in plain]
-    return min(ratios, default=None)
-
-
-def _against(name):
-    return lambda rows: _least_ratio(_by_batch(rows, "engine"), _by_batch(rows, name))
+def _against(name, speed="patients_per_s"):
+    return lambda rows: _least_ratio(_by_batch(rows, "engine"), _by_batch(rows, name), speed)
 
 
 def _decoded(rows):
@@ -122,6 +111,13 @@ TARGETS = (
     ),
     Target(
         says="speed relative to plain PyTorch", device="cpu", least=1.0, measured=_against("plain")
+    ),
+    # where others use the machine, too, they disturb these the least
+    Target(
+        says="speed relative to plain PyTorch, the fastest turn of each",
+        device="cpu",
+        least=1.0,
+        measured=_against("plain", "patients_per_s_best"),
     ),
     Target(says="first loss off plain PyTorch's, relative", most=AGREEMENT, measured=_disagreement),
 )
