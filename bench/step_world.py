@@ -92,7 +92,7 @@ class StandIn:
         }
         self._passes_of_a_step = config["gradient_accumulation_steps"]
         self._passes, self._boundary = 0, None
-        self._clip_norm, self._norm = config["gradient_clipping"], None
+        self._clip_norm = config["gradient_clipping"]
 
     def train(self):
         """Switch the model to training."""
@@ -122,11 +122,6 @@ class StandIn:
         if not (counted if self._boundary is None else self._boundary):
             return
         if self._clip_norm:
-            parameters = self.module.parameters()
-            self._norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-    def get_global_grad_norm(self):
-        """Return the norm of all gradients before they were clipped; None if they were not."""
-        return self._norm

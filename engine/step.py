@@ -30,10 +30,10 @@ def train_step(engine, objective, batch, accumulation):
     cached = accumulation > 1 and objective.negatives == "global"
     backward = _cached if cached else _accumulated
     losses, scale, outputs = backward(engine, objective, batch.split(accumulation))
-    norm = _gradient_norm_at_stage_0(engine)
     towers = gradient_norms(engine)
+    norm = torch.linalg.vector_norm(towers)
     with trace("step"):
-        applied = take_step(engine, norm)
+        applied = take_step(engine, None if engine.zero_optimization_stage() else norm)
     optim.clamp_logit_scale(engine.module.logit_scale)
     total, *levels = _average_over_ranks(losses, objective.group)
     images, texts = zip(*outputs, strict=True)
@@ -41,7 +41,7 @@ def train_step(engine, objective, batch, accumulation):
         "total": total,
         "levels": torch.stack(levels),
         "scale": scale.detach(),
-        "grad_norm": engine.get_global_grad_norm() if norm is None else norm,
+        "grad_norm": norm,
         "tower_norms": towers,
         "patients": (batch.index >= 0).sum() * dist.get_world_size(),
         "outcome": Outcome(applied=applied, images=list(images), texts=list(texts)),
@@ -161,14 +161,6 @@ def _statistics_kept(model):
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-def _gradient_norm_at_stage_0(engine):
-    """Norm of all gradients, which DeepSpeed reports itself from ZeRO stage 1 on (then None)."""
-    if engine.zero_optimization_stage() > 0:
-        return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def _average_over_ranks(values, group):
