@@ -3,11 +3,11 @@
 python -m bench.decode_plots bench/results/decode-cpu-2026-11-25.json
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from bench.decode_table import TITLES, label
+from bench.plots import draw_command
 
 _MARKERS = "osD^vP*X<>hp"
 
@@ -73,10 +73,7 @@ def _bars(axes, rows):
 
 def main(argv=None):
     """Draw the pictures of one record and print their paths."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("record", type=Path)
-    for path in write_plots(parser.parse_args(argv).record):
-        print(path)
+    draw_command(write_plots, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -101,12 +101,17 @@ def _draw(lines, styles, label, title, target):
     figure.savefig(target, dpi=150)
 
 
+def draw_command(draw, about, argv=None):
+    """Draw the pictures of the record that is named, by `draw(path)`, and print their paths."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("record", type=Path)
+    for path in draw(parser.parse_args(argv).record):
+        print(path)
+
+
 def main(argv=None):
     """Draw the pictures of one record and print their paths."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("record", type=Path)
-    for path in write_plots(parser.parse_args(argv).record):
-        print(path)
+    draw_command(write_plots, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.baselines import by_level
-from bench.step_torch import TorchTrainer
+from bench.step_torch import TorchTrainer, adamw
 from engine.model import LEVELS
 
 # --text-pad-multiple
@@ -60,16 +60,8 @@ class OpenClipTrainer(TorchTrainer):
 
         config = task.config
         model = _build(config).to(task.device)
-        rest = config.optimizer
         cuda = task.device.type == "cuda"
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=rest.lr,
-            betas=tuple(rest.betas),
-            eps=rest.eps,
-            weight_decay=rest.weight_decay,
-            fused=cuda,
-        )
+        optimizer = adamw(model, config.optimizer, fused=cuda)
         super().__init__(task, model, optimizer, widths=13)
         self._loss = by_level(ClipLoss())
         self._call, self._whole = model, self._eager_step

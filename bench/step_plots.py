@@ -3,10 +3,10 @@
 python -m bench.step_plots bench/results/step-cpu-2026-11-25.json
 """
 
-import argparse
 import json
 from pathlib import Path
 
+from bench.plots import draw_command
 from bench.step_phases import PHASES, UNSPLIT
 
 
@@ -70,10 +70,7 @@ def _draw_phases(axes, rows):
 
 def main(argv=None):
     """Draw the pictures of one record and print their paths."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("record", type=Path)
-    for path in write_plots(parser.parse_args(argv).record):
-        print(path)
+    draw_command(write_plots, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,18 @@ from bench.step_task import LONGEST
 MAX_LOG_SCALE = math.log(100)
 
 
+def adamw(model, settings, fused=None):
+    """Return torch's AdamW over all parameters, by a recipe's optimiser section."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.lr,
+        betas=tuple(settings.betas),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+    )
+
+
 @contextlib.contextmanager
 def without_dropout(model):
     """Let a model compute without dropout and without compiled code, otherwise as in training."""
@@ -151,15 +163,7 @@ class PlainTrainer(TorchTrainer):
         model = PlainEncoder(config.model)
         model.load_state_dict(task.first_weights())
         model.to(task.device)
-        rest = config.optimizer
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=rest.lr,
-            betas=tuple(rest.betas),
-            eps=rest.eps,
-            weight_decay=rest.weight_decay,
-        )
-        super().__init__(task, model, optimizer, widths=20)
+        super().__init__(task, model, adamw(model, config.optimizer), widths=20)
 
     def embed(self, batch):
         """Return features and scales, and mark both encoders."""

@@ -7,12 +7,17 @@ is a manifest, the import was complete. One that is there already is never overw
 
 import csv
 import importlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataload.manifest_rows import FIELD_LIMIT, RowError, encoding_of
+from dataload.manifest_rows import (
+    FIELD_LIMIT,
+    RowError,
+    encoding_of,
+    json_objects,
+    named_rows,
+)
 
 PROBLEM_COLUMNS = ("row", "file", "patient_id", "reason")
 
@@ -206,18 +211,7 @@ def table_rows(path, needed):
 def json_rows(path, encoding):
     """Yield (row, {casefolded name: value} or RowError) of a file with one JSON object per line."""
     with path.open(encoding=encoding) as file:
-        for row, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield row, RowError(f"is not JSON ({error}); write one object per line")
-                continue
-            if isinstance(fields, dict):
-                yield row, {name.strip().casefold(): value for name, value in fields.items()}
-            else:
-                yield row, RowError("is not a JSON object; write one per line")
+        yield from json_objects(file)
 
 
 def _csv_rows(path, encoding, needed):
@@ -229,23 +223,6 @@ def _csv_rows(path, encoding, needed):
             reader = csv.reader(file, delimiter=delimiter)
             columns = [name.strip().casefold() for name in next(reader, [])]
             require_columns(path, columns, needed)
-            yield from _named_rows(reader, columns)
+            yield from named_rows(reader, columns)
     finally:
         csv.field_size_limit(previous_limit)
-
-
-def _named_rows(reader, columns):
-    while True:
-        row = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield row, RowError(f"is not CSV ({error}); is a quotation mark left open?")
-            continue
-        if any(value.strip() for value in values[len(columns) :]):
-            counts = f"{len(values)} fields where the header names {len(columns)} columns"
-            yield row, RowError(f"has {counts}; put a report that holds a comma in quotation marks")
-        elif any(value.strip() for value in values):
-            yield row, dict(zip(columns, values, strict=False))

@@ -85,19 +85,24 @@ def _csv_rows(file, path, keep_columns):
         for name in (*COLUMNS, *map(str.casefold, keep_columns)):
             if columns.count(name) > 1:
                 raise ManifestError(f"{path}: has two columns named {name}; keep one")
-        while True:
-            row = reader.line_num + 1
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield row, RowError(f"is not CSV ({error}); is a quotation mark left open?")
-                continue
-            if any(value.strip() for value in values):
-                yield row, _name_values(columns, values)
+        yield from named_rows(reader, columns)
     finally:
         csv.field_size_limit(previous_limit)
+
+
+def named_rows(reader, columns):
+    """Yield (row, {column: value} or RowError) of what a csv.reader has behind its header."""
+    while True:
+        row = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield row, RowError(f"is not CSV ({error}); is a quotation mark left open?")
+            continue
+        if any(value.strip() for value in values):
+            yield row, _name_values(columns, values)
 
 
 def _has_patient_column(line, delimiter):
@@ -118,6 +123,15 @@ def _name_values(columns, values):
 def _jsonl_rows(file, path, keep_columns):
     """Yield (row, fields or RowError) of a file with one JSON object per line."""
     columns = {}
+    for row, fields in json_objects(file):
+        if not isinstance(fields, RowError):
+            columns |= dict.fromkeys(fields)
+        yield row, fields
+    _check_columns(path, list(columns), keep_columns)
+
+
+def json_objects(file):
+    """Yield (row, {casefolded name: value} or RowError) of each line that is not empty."""
     for row, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -126,13 +140,12 @@ def _jsonl_rows(file, path, keep_columns):
         except (ValueError, RecursionError) as error:
             yield row, RowError(f"is not JSON ({error}); write one object per line")
             continue
-        if not isinstance(fields, dict):
-            yield row, RowError(f"is a JSON {type(fields).__name__}; write one object per line")
-            continue
-        fields = {name.strip().casefold(): value for name, value in fields.items()}
-        columns |= dict.fromkeys(fields)
-        yield row, fields
-    _check_columns(path, list(columns), keep_columns)
+        if isinstance(fields, dict):
+            yield row, {name.strip().casefold(): value for name, value in fields.items()}
+        else:
+            kind = type(fields).__name__
+            message = f"is a JSON {kind}, which is not a JSON object; write one object per line"
+            yield row, RowError(message)
 
 
 def text_of(fields, name):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dataload.reports import load_tokenizer
-from engine.checkpoint import WEIGHTS, CheckpointError, latest_checkpoint, read_state
+from engine.checkpoint import STATE, WEIGHTS, CheckpointError, latest_checkpoint, read_state
 from engine.config import Config, ConfigError, load_config, save_config, to_dict
 from engine.model import DualEncoder
 from engine.weights import load_strictly
@@ -86,7 +86,8 @@ def load_run(run: Path, device="cpu") -> TrainedModel:
     """
     run = Path(run)
     config = load_config(run / CONFIG)
-    folder = latest_checkpoint(run)
+    # the optimiser's moments, twice as large, are not looked at
+    folder = latest_checkpoint(run, only=[WEIGHTS, STATE])
     if folder is None:
         raise CheckpointError(f"{run}: holds no checkpoint yet; train first")
     model = DualEncoder(config.model)

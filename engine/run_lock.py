@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+from engine.processes import born
+
 LOCK = "run.lock"
 HELD = "run.held"
 TOUCH = 10.0
@@ -102,20 +104,11 @@ def _is_at(file, path):
 def _describe():
     holder = {
         "pid": os.getpid(),
-        "born": _born(os.getpid()),
+        "born": born(os.getpid()),
         "host": socket.gethostname(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S%z"),
     }
     return json.dumps(holder)
-
-
-def _born(process):
-    """Return when a process of this machine began, in ticks since the boot; None if it has gone."""
-    try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return None
-    return int(status.rpartition(")")[2].split()[19])
 
 
 def _read(path):
@@ -175,7 +168,7 @@ def _is_stale(path):
     holder = _read(path)
     if holder.get("host") == socket.gethostname():
         # the process id may have been given to another since
-        return _born(holder["pid"]) != holder["born"]
+        return born(holder["pid"]) != holder["born"]
     seen, until = os.stat(path).st_mtime_ns, time.monotonic() + STALE
     while time.monotonic() < until:
         time.sleep(1)

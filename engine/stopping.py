@@ -31,6 +31,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from engine.processes import parent_of
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # both launchers kill after 30 s
 SECONDS = 25.0
@@ -182,16 +184,6 @@ def _is_python(process):
         return b"python" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return False
-
-
-def parent_of(process):
-    """Return the parent of a process id, None if that process is no more."""
-    try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return None
-    # the name before, in parentheses, may hold anything
-    return int(status.rpartition(")")[2].split()[1])
 
 
 def ended_ancestor(ancestors):

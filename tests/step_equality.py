@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 
 import torch
+from tiny_run import RECIPE
 
 from dataload.batch import Batch, pack_reports
 from engine import build, step
@@ -22,19 +23,8 @@ from engine.world import World
 GLOBAL_BATCH = 8
 STEPS = 5
 VOCABULARY = 40
-MODEL = {
-    "embed_dim": 16,
-    "image_size": 32,
-    "vision": {"patch_size": 16, "width": 32, "layers": 2, "heads": 2},
-    "text": {
-        "width": 32,
-        "layers": 2,
-        "heads": 2,
-        "intermediate": 64,
-        "max_positions": 16,
-        "vocabulary_size": VOCABULARY,
-        "dropout": 0.1,
-    },
+MODEL = RECIPE["model"] | {
+    "text": RECIPE["model"]["text"] | {"max_positions": 16, "vocabulary_size": VOCABULARY}
 }
 
 

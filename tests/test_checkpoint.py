@@ -1,6 +1,5 @@
 """Checkpoints against kills, damage and full disks; in the background; which ones are kept."""
 
-import ctypes
 import errno
 import json
 import os
@@ -8,6 +7,7 @@ import shutil
 import threading
 
 import pytest
+import small_disk
 import torch
 from checkpoint_faults import (
     ALONE,
@@ -243,16 +243,11 @@ def test_what_a_run_went_back_from_goes(run, engine):
     assert names(run) == ["latest.json", "step-00000002", "step-00000003"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
+@pytest.fixture(name="small_disk")
+def small_disk_folder(tmp_path):
     """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=1m") != 0:
-        pytest.skip(f"cannot mount a tmpfs here: {os.strerror(ctypes.get_errno())}")
-    yield folder
-    libc.umount2(os.fsencode(folder), 2)
+    with small_disk.mounted(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
 def test_a_full_disk_stops_with_what_to_do(small_disk):

@@ -31,9 +31,6 @@ from engine.config import parse_config, to_dict
 from engine.objective import Objective
 from engine.world import World, deepspeed_config, import_deepspeed
 
-# minutes of launches and kills: `make test-full`
-pytestmark = pytest.mark.full
-
 BEFORE, AFTER = 2, 5
 STAGES = (0, 1, 2, 3)
 
@@ -197,9 +194,16 @@ def go_on_with_all(rank, size, folder):
     go_on_elsewhere(rank, size, folder, itertools.product(names, STAGES))
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoints of every number of ranks at every stage."""
+    folder = tmp_path_factory.mktemp("saved")
+    for size in SIZES:
+        run_ranks(save_all, size, folder)
+    return folder
+
+
 @pytest.mark.full
-def test_from_every_size_and_stage_to_every_other(tmp_path):
-    for size in SIZES:
-        run_ranks(save_all, size, tmp_path)
-    for size in SIZES:
-        run_ranks(go_on_with_all, size, tmp_path)
+@pytest.mark.parametrize("size", SIZES)
+def test_from_every_size_and_stage_to_every_other(saved, size):
+    run_ranks(go_on_with_all, size, saved)

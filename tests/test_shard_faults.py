@@ -1,7 +1,6 @@
 """Builds that meet kills, full disks, other builds and sets full of damage."""
 
 import csv
-import ctypes
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import small_disk
 from tiny_cohort import draw_photograph, write_tiny_cohort
 from tiny_shards import build_tiny, everything, patients_of, rejects_of
 
@@ -119,16 +119,11 @@ def test_two_builds_do_not_write_to_one_folder(tmp_path):
     assert build_tiny(manifest, tmp_path / "out").patients == {"train": 3}
 
 
-@pytest.fixture
-def small_disk(tmp_path):
+@pytest.fixture(name="small_disk")
+def small_disk_folder(tmp_path):
     """A file system of 640 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=640k") != 0:
-        pytest.skip(f"cannot mount a tmpfs here: {os.strerror(ctypes.get_errno())}")
-    yield folder
-    libc.umount2(os.fsencode(folder), 2)
+    with small_disk.mounted(tmp_path / "disk", "640k") as folder:
+        yield folder
 
 
 def test_a_small_disk_fills_up_and_the_build_goes_on_later(tmp_path, small_disk):
