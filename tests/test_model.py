@@ -14,7 +14,7 @@ from engine.config import (
 )
 from engine.encoders import VISION
 from engine.model import DualEncoder
-from engine.vision import VisionTransformer, drop_patches
+from engine.vision import PatchProjection, VisionTransformer, conv_stem, drop_patches
 from engine.weights import initialise, to_official
 
 TEXT = TextConfig(
@@ -52,6 +52,30 @@ def test_features_are_unit_rows_by_level(stem):
     for features in (model.encode_image(left, right), model.encode_text(tokens)):
         assert features.shape == (3, 5, 16)
         assert torch.allclose(features.norm(dim=-1), torch.ones(3, 5), atol=1e-6)
+
+
+def test_patches_as_one_product_are_the_convolution_of_the_same_weight():
+    torch.manual_seed(0)
+    stem = PatchProjection(24, 8).double()
+    twin = torch.nn.Conv2d(3, 24, 8, stride=8, bias=False).double()
+    twin.load_state_dict(stem.state_dict())
+    # not square, so that rows and columns cannot be mistaken for each other
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    rows, wanted = stem(images), twin(images).flatten(2).transpose(1, 2)
+    assert torch.allclose(rows, wanted, atol=1e-12)
+    upstream = torch.randn_like(rows)
+    rows.backward(upstream)
+    wanted.backward(upstream)
+    assert torch.allclose(stem.weight.grad, twin.weight.grad, atol=1e-12)
+
+
+def test_a_convolutional_stem_gives_rows_of_patches():
+    torch.manual_seed(0)
+    stem = conv_stem(24, 8)
+    images = torch.randn(2, 3, 16, 24)
+    wanted = torch.nn.Sequential(*stem)(images).flatten(2).transpose(1, 2)
+    assert stem(images).shape == (2, 6, 24)
+    assert torch.allclose(stem(images), wanted, atol=1e-4)
 
 
 def test_padding_does_not_change_a_report():

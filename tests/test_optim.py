@@ -77,7 +77,7 @@ def clamp_at_every_stage(rank, world):
         model = OnlyScales()
         engine, *_ = import_deepspeed().initialize(
             model=model,
-            optimizer=optim.build_optimizer(model, config.optimizer, here.device),
+            optimizer=optim.build_optimizer(model, config.optimizer),
             config=deepspeed_config(config, here),
         )
         grown = []
