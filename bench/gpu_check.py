@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "triton", "deepspeed", "nvidia-dali-cuda130", "flash-attn", "numpy")
+PACKAGES = ("torch", "triton", "torchvision", "deepspeed", "flash-attn", "numpy", "simplejpeg")
+PACKAGES += ("nvidia-dali-cuda130", "nvidia-nvjpeg")
 
 
 def describe() -> list[str]:

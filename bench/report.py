@@ -1,4 +1,4 @@
-"""Copy figures from bench/results/ into README.md, so that none is typed by hand.
+"""Copy figures from bench/results/ into README.md and docs/performance.md: none is typed by hand.
 
 python -m bench.report           rewrite the blocks between <!-- bench:NAME --> and <!-- end -->
 python -m bench.report --check   exit status 1 if a block differs from its record
@@ -9,8 +9,10 @@ import json
 import re
 from pathlib import Path
 
+from bench.decode_training import WORK
+
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MIB = 2**20
 
@@ -59,36 +61,62 @@ def loss_table() -> str:
             f"| {row['size']:,} | {row['implementation']} | {row['total_s']:.2f} s "
             f"| {row['cpu_s']:.2f} s | {row['peak_bytes'] / MIB:,.0f} MiB |"
         )
-    load = record["load_average"]
-    note = f"{record['cpu']}, {record['threads']} threads, load average {load}"
     return "\n".join(
-        [
-            *lines,
-            "",
-            f"3 levels, d = {record['settings']['width']}; {note} ({_source(path, record)}).",
-        ]
+        [*lines, "", f"3 levels, d = {record['settings']['width']}; {_where(path, record)}"]
     )
 
 
-TABLES = {"demo": demo_table, "loss": loss_table}
+def decode_table() -> str:
+    """Training images per second on a CPU as Markdown."""
+    path, record = newest("decode-cpu")
+    about = record["settings"]["about"]
+    lines = ["| photographs of 512 px to batches of 224 px | photographs/s | CPU time each |"]
+    lines.append("|---|---|---|")
+    for row in record["rows"]:
+        if row.get("work") == WORK and "photographs_per_s" in row:
+            name = about[row["implementation"]]
+            lines.append(f"| {name} | {row['photographs_per_s']:.0f} | {row['cpu_ms']:.1f} ms |")
+    return "\n".join([*lines, "", f"{record['settings']['origin']}; {_where(path, record)}"])
+
+
+def step_table() -> str:
+    """The training step on a CPU as Markdown."""
+    path, record = newest("step-cpu")
+    about = record["settings"]["about"]
+    lines = ["| one training step | patients/s | CPU time | peak memory |", "|---|---|---|---|"]
+    for row in [row for row in record["rows"] if row.get("patients_per_s")]:
+        lines.append(
+            f"| B = {row['batch']}: {about[row['implementation']]} | {row['patients_per_s']:.0f} "
+            f"| {row['cpu_s']:.2f} s | {row['peak_bytes'] / MIB:,.0f} MiB |"
+        )
+    return "\n".join([*lines, "", f"the demo's model; {_where(path, record)}"])
+
+
+TABLES = {"demo": demo_table, "loss": loss_table, "decode": decode_table, "step": step_table}
 
 
 def filled(text: str) -> str:
-    """Return README text with every block's content made from its record."""
+    """Return a page's text with every block's content made from its record."""
     return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
 
 
 def main(argv=None) -> int:
-    """Rewrite or check README.md; returns the exit status."""
+    """Rewrite or check the pages; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args(argv).check
-    text = README.read_text(encoding="utf-8")
-    wanted = filled(text)
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    wanted = {page: filled(text) for page, text in texts.items()}
     if check:
-        return int(text != wanted)
-    README.write_text(wanted, encoding="utf-8")
+        return int(texts != wanted)
+    for page, text in wanted.items():
+        page.write_text(text, encoding="utf-8")
     return 0
+
+
+def _where(path, record):
+    where = f"{record['cpu']}, {record['threads']} threads, load average {record['load_average']}"
+    return f"{where} ({_source(path, record)})."
 
 
 def _source(path, record):

@@ -1,8 +1,9 @@
 """Which attention kernel is fastest here: measured on this GPU, on this model's own shapes.
 
 Sources contradict each other on what is fastest for which length, and torch's own choice moves
-with its releases; so a training run asks the device, once, in a second or two. A kernel that
-raises or strays from the formula is left out, and the log says why.
+with its releases; so a training run's main rank asks its device, once, in a second or two, for all
+ranks and for restarts. A kernel that raises or strays from the formula is left out, and the log
+says why.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine import measured
 from engine.attention import (
     KERNELS,
     Packing,
@@ -36,28 +38,38 @@ class Trial:
     call: Callable
 
 
-def choose_attention(model, device, dtype, patients):
+def choose_attention(model, world, dtype, patients, run):
     """Set the attention kernels of a DualEncoder and return lines for the log.
 
     `model.config.attention` names one, or is auto: measured for batches of `patients` patients on
-    a CUDA device, torch's own choice elsewhere. ValueError where the one named cannot serve.
+    a CUDA device unless the folder `run` has the answer, torch's own choice elsewhere. Every rank
+    calls this. ValueError where the one named cannot serve.
     """
     if model.config.attention != "auto":
-        check_kernel(model.config.attention, device, dtype)
+        check_kernel(model.config.attention, world.device, dtype)
         return []
-    if device.type != "cuda":
+    if world.device.type != "cuda":
         return []
-    lines = []
-    for tower, trial in (
-        (model.visual, photographs(model.config, patients)),
-        (model.text, reports(model.config, patients)),
-    ):
+    trials = [photographs(model.config, patients), reports(model.config, patients)]
+    kernels, lines = world.from_main(lambda: _fastest(trials, world.device, dtype, run))
+    model.visual.kernel, model.text.kernel = (kernels[trial.name] for trial in trials)
+    return lines
+
+
+def _fastest(trials, device, dtype, run):
+    """Return {name of the trial: kernel} and lines that say how that was found."""
+    kernels, lines = measured.kept(run, device).get("attention"), []
+    if kernels is not None:
+        return kernels, lines
+    kernels = {}
+    for trial in trials:
         times, refused = measure(trial, device, dtype)
-        tower.kernel = min(times, key=times.get)
+        kernel = kernels[trial.name] = min(times, key=times.get)
         shown = [f"{name} {1e3 * time:.2f} ms" for name, time in sorted(times.items())]
         shown += [f"{name} left out: {reason}" for name, reason in refused.items()]
-        lines.append(f"attention of {trial.name}: {tower.kernel} ({'; '.join(shown)})")
-    return lines
+        lines.append(f"attention of {trial.name}: {kernel} ({'; '.join(shown)})")
+    measured.keep(run, device, attention=kernels)
+    return kernels, lines
 
 
 def photographs(config, patients):

@@ -23,14 +23,14 @@ def build_engine(config, world, run):
     """Return (DeepSpeed engine, recipe, lines for the log).
 
     The recipe comes back with what was settled here: the number of micro-batches. `run` is the
-    folder that remembers it.
+    folder that remembers what was measured.
     """
     torch.manual_seed(config.seed)
     model = DualEncoder(config.model)
     lines = initialise(model, config.init)
     model.to(world.device)
     dtype = DTYPES[resolve_precision(config.training.precision, world.device)]
-    lines += choose_attention(model, world.device, dtype, TRIAL_PATIENTS)
+    lines += choose_attention(model, world, dtype, TRIAL_PATIENTS, run)
     if compiles(config, world.device):
         compile_blocks(model, graphs=config.training.compile == "graphs")
         lines.append("blocks of both encoders are compiled")

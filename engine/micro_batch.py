@@ -6,15 +6,14 @@ reaches the whole batch by GradCache (engine/step.py).
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
 
+from engine import measured
 from engine.config import ConfigError
 from engine.world import rank_batch_size
 
-FILE = "micro_batch.json"
 # share of the card that is left alone: fragments, and what other steps need more than the trial
 MARGIN = 0.08
 # bytes a parameter for AdamW's two moments and ZeRO's fp32 copy, which come after the trial
@@ -48,18 +47,13 @@ def settle(config, world, run: Path, fits):
 
 
 def _found(world, run, divisors, fits):
-    file = run / FILE
     if world.device.type != "cuda":
         return divisors[-1]
-    card = torch.cuda.get_device_name(world.device)
-    if file.is_file():
-        kept = json.loads(file.read_text())
-        if kept["device"] == card and kept["micro_batch"] in divisors:
-            return kept["micro_batch"]
-    size = world.smallest(largest_that_fits(divisors, fits))
-    if world.is_main:
-        run.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"device": card, "micro_batch": size}) + "\n")
+    size = world.from_main(lambda: measured.kept(run, world.device)).get("micro_batch")
+    if size not in divisors:
+        size = world.smallest(largest_that_fits(divisors, fits))
+        if world.is_main:
+            measured.keep(run, world.device, micro_batch=size)
     return size
 
 

@@ -1,5 +1,7 @@
 """Choosing an attention kernel by measurement: the fastest right one, and why not the others."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from engine import attention_choice
 from engine.attention_choice import choose_attention, measure, photographs, reports
 from engine.config import ModelConfig, TextConfig, VisionConfig
 from engine.model import DualEncoder
+from engine.world import World
 
 CONFIG = ModelConfig(
     embed_dim=16,
@@ -46,22 +49,30 @@ def test_a_kernel_that_strays_is_left_out(monkeypatch):
     assert "sdpa" not in times and "strays by 0.1" in refused["sdpa"] and "math" in times
 
 
-def test_each_tower_takes_its_own_fastest(monkeypatch):
+def test_each_tower_takes_its_own_fastest_and_keeps_it(monkeypatch, tmp_path):
     model = DualEncoder(CONFIG)
     times = {"photographs": {"math": 2e-3, "cudnn": 1e-3}, "reports": {"math": 2e-3, "flash": 1e-3}}
+    gpu = World(rank=0, size=1, device=torch.device("cuda"))
 
-    def measured(trial, device, dtype):
-        return times[trial.name], {"sdpa": "no reason"}
+    def measure_once(trial, device, dtype):
+        return times.pop(trial.name), {"sdpa": "no reason"}
 
-    monkeypatch.setattr(attention_choice, "measure", measured)
-    lines = choose_attention(model, torch.device("cuda"), torch.bfloat16, 4)
+    monkeypatch.setattr(attention_choice, "measure", measure_once)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    lines = choose_attention(model, gpu, torch.bfloat16, 4, tmp_path)
     assert (model.visual.kernel, model.text.kernel) == ("cudnn", "flash")
     assert lines[0] == (
         "attention of photographs: cudnn (cudnn 1.00 ms; math 2.00 ms; sdpa left out: no reason)"
     )
-    # torch chooses on a CPU; one that was named is taken or refused
-    assert choose_attention(DualEncoder(CONFIG), CPU, torch.float32, 4) == []
-    named = DualEncoder(ModelConfig(embed_dim=16, image_size=32, text=CONFIG.text,
-                                    vision=CONFIG.vision, attention="flash"))  # fmt: skip
+    # measuring again would find nothing to take
+    again = DualEncoder(CONFIG)
+    assert choose_attention(again, gpu, torch.bfloat16, 4, tmp_path) == []
+    assert (again.visual.kernel, again.text.kernel) == ("cudnn", "flash")
+
+
+def test_a_cpu_takes_what_torch_chooses_or_the_one_named(tmp_path):
+    cpu = World(rank=0, size=1, device=CPU)
+    assert choose_attention(DualEncoder(CONFIG), cpu, torch.float32, 4, tmp_path) == []
+    named = DualEncoder(dataclasses.replace(CONFIG, attention="flash"))
     with pytest.raises(ValueError, match="flash needs a GPU"):
-        choose_attention(named, CPU, torch.float32, 4)
+        choose_attention(named, cpu, torch.float32, 4, tmp_path)

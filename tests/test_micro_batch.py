@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from engine import micro_batch
+from engine import measured
 from engine.config import ConfigError, parse_config
 from engine.micro_batch import explain_memory, largest_that_fits, settle
 from engine.world import World
@@ -58,7 +58,7 @@ def test_what_was_found_stays_with_the_run(tmp_path, monkeypatch):
     auto = recipe(batch_size=64, micro_batch="auto")
     settled = settle(auto, GPU, tmp_path / "run", lambda size: size <= 20)
     assert settled.training.accumulation == 4
-    kept = json.loads((tmp_path / "run" / micro_batch.FILE).read_text())
+    kept = json.loads((tmp_path / "run" / measured.FILE).read_text())
     assert kept == {"device": "card", "micro_batch": 16}
     again = settle(auto, GPU, tmp_path / "run", lambda size: pytest.fail("asked again"))
     assert again.training.accumulation == 4

@@ -1,4 +1,4 @@
-"""README.md: its figures are copies of records, and the files that it names are there."""
+"""README.md and docs/: their figures are copies of records, the files that they name are there."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_figures_are_those_of_the_newest_records():
-    text = report.README.read_text(encoding="utf-8")
-    assert "| photographs" in text or "| recall@1" in text
-    assert report.filled(text) == text, "run `python -m bench.report`"
+    texts = [page.read_text(encoding="utf-8") for page in report.PAGES]
+    assert set(report.TABLES) == {
+        found[2] for text in texts for found in report.BLOCK.finditer(text)
+    }
+    assert [report.filled(text) for text in texts] == texts, "run `python -m bench.report`"
 
 
 def test_linked_and_named_files_exist():
