@@ -14,6 +14,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from engine.checkpoint import CheckpointError
+from engine.partitioned import whole_shape
 
 
 class Average:
@@ -67,7 +68,7 @@ class Average:
             if world.is_main:
                 whole = files[0].get_tensor(name).to(value.device)
             else:
-                shape = getattr(parameter, "ds_shape", parameter.shape)
+                shape = whole_shape(parameter)
                 whole = torch.empty(shape, dtype=torch.float32, device=value.device)
             if world.size > 1:
                 dist.broadcast(whole, src=0)

@@ -11,6 +11,7 @@ from engine.compiling import compile_blocks, compiles, forget_sizes
 from engine.config import ConfigError
 from engine.model import DualEncoder
 from engine.objective import Objective
+from engine.partitioned import construction
 from engine.weights import initialise
 from engine.world import deepspeed_config, import_deepspeed, micro_batch_size, resolve_precision
 
@@ -26,7 +27,8 @@ def build_engine(config, world, run):
     folder that remembers what was measured.
     """
     torch.manual_seed(config.seed)
-    model = DualEncoder(config.model)
+    with construction(config, world):
+        model = DualEncoder(config.model)
     lines = initialise(model, config.init)
     model.to(world.device)
     dtype = DTYPES[resolve_precision(config.training.precision, world.device)]

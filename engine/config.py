@@ -188,6 +188,10 @@ class TrainingConfig:
     # shape is one, as CUDA graphs besides
     compile: Literal["auto", "off", "blocks", "graphs"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
+    # at stage 3: build the model in partitions, where no rank could hold all of it
+    zero_init: bool = False
+    # from stage 1 on: the optimiser's states and its work in host memory and on the CPU
+    offload_optimizer: bool = False
     checkpoint_every: Count = 500
     keep_checkpoints: Count = 2
     # besides, every checkpoint at a multiple of so many steps; 0: none
@@ -211,6 +215,12 @@ class TrainingConfig:
             raise ValueError("give either epochs or steps, one of them")
         if self.micro_batch is not None and self.accumulation > 1:
             raise ValueError("give either accumulation or micro_batch, one of them")
+        if self.zero_init and self.zero_stage < 3:
+            raise ValueError(f"zero_init needs zero_stage: 3, not {self.zero_stage}")
+        if self.zero_init and self.micro_batch == "auto":
+            raise ValueError("zero_init: micro_batch: auto tries a whole model; name a number")
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, not 0")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of accumulation "
@@ -279,6 +289,11 @@ class Config:
             raise ValueError(
                 f"data.context_length ({self.data.context_length}) must not exceed "
                 f"model.text.max_positions ({self.model.text.max_positions})"
+            )
+        if self.training.precision == "fp16" and self.optimizer.clip_norm:
+            raise ValueError(
+                "optimizer.clip_norm: DeepSpeed clips fp16's gradients as they are scaled, not as "
+                "they are; take training.precision: bf16, or clip_norm: 0"
             )
         if self.training.micro_batch == "auto" and self.loss.negatives == "local":
             raise ValueError(

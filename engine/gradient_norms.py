@@ -44,11 +44,24 @@ def _own_gradients(engine):
     optimizer = engine.optimizer
     groups = optimizer.fp16_groups if stage == 3 else optimizer.params_in_partition
     own = {}
-    for number, parts in optimizer.averaged_gradients.items():
+    for number, parts in _averaged(engine, stage).items():
         # in the order of the group, padding aside, which DeepSpeed marks
         real = [part for part in parts if not getattr(part, "_zero_padding", False)]
         own.update(zip(groups[number], real, strict=False))
     return own
+
+
+def _averaged(engine, stage):
+    """Return {number of the group: gradients, or parts, in the order of its parameters}."""
+    if engine.zero_offload_optimizer() is None:
+        return engine.optimizer.averaged_gradients
+    if engine.device.type == "cuda":
+        # on their way to host memory, where the optimiser waits for them as well
+        torch.cuda.synchronize(engine.device)
+    if stage < 3:
+        return engine.optimizer.offload_gradient_dict
+    parts = engine.optimizer.get_fp32_grad_partitions()
+    return {number: list(found.values()) for number, found in parts.items()}
 
 
 def _sums_of_squares(lists, device):
@@ -56,7 +69,7 @@ def _sums_of_squares(lists, device):
     if not flat:
         # more ranks than there is to divide
         return torch.zeros(len(lists), device=device)
-    norms = torch.stack(torch._foreach_norm(flat, 2, torch.float32))
+    norms = torch.stack(torch._foreach_norm(flat, 2, torch.float32)).to(device)
     return torch.stack([part.square().sum() for part in norms.split([len(t) for t in lists])])
 
 

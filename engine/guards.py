@@ -232,8 +232,10 @@ def _advice(cause, precision):
     if cause.startswith("the weights"):
         return "Nothing can be trained from them: continue from an earlier checkpoint"
     narrow = ", training.precision=fp32" if precision != "fp32" else ""
+    # which fp16 is refused
+    clip = ", optimizer.clip_norm=1" if precision != "fp16" else ""
     return (
-        f"Try a lower optimizer.lr, more optimizer.warmup_steps, optimizer.clip_norm=1{narrow}; "
+        f"Try a lower optimizer.lr, more optimizer.warmup_steps{clip}{narrow}; "
         "log.jsonl lists the patients of these steps"
     )
 

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from engine.partitioned import whole_shape
+
 MAX_LOG_SCALE = math.log(100)
 
 
@@ -18,7 +20,7 @@ def parameter_groups(model, config):
     for name, parameter in model.named_parameters():
         bert_norm = name.startswith("text.") and "norm" in name and name.endswith("weight")
         named = official and (bert_norm or name == "visual.class_embedding")
-        decays = (parameter.ndim > 1 or named) and name != "logit_scale"
+        decays = (len(whole_shape(parameter)) > 1 or named) and name != "logit_scale"
         (decayed if decays else kept).append(parameter)
     return [
         {"params": decayed, "weight_decay": config.weight_decay},

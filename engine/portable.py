@@ -17,6 +17,8 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
+from engine.partitioned import whole_shape
+
 WEIGHTS = "model.safetensors"
 # DeepSpeed's own, which it shows in its logs
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -48,7 +50,7 @@ def weight_entries(engine) -> dict[str, Entry]:
     parameters = {
         name: Entry(
             dtype=torch.float32,
-            shape=_shape(parameter),
+            shape=whole_shape(parameter),
             read=partial(_read_weight, parameter),
             write=partial(_write_weight, parameter),
         )
@@ -62,7 +64,7 @@ def moment_entries(engine, moment) -> dict[str, Entry]:
     return {
         name: Entry(
             dtype=torch.float32,
-            shape=_shape(parameter),
+            shape=whole_shape(parameter),
             read=partial(_read_moment, engine, parameter, moment),
             write=partial(_write_moment, engine, parameter, moment),
         )
@@ -134,11 +136,6 @@ def restore(engine, progress, value_of):
         scaler.load_state_dict(progress["loss_scaler"])
     for name, count in progress["counters"].items():
         setattr(engine, name, count)
-
-
-def _shape(parameter):
-    # ZeRO-3 leaves an empty tensor in the parameter's place
-    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _read_weight(parameter):
@@ -215,11 +212,13 @@ def _create_moments(engine):
     """
     with _torch_optimizer(engine) as optimizer:
         tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+        # where the optimiser is offloaded, buffers that DeepSpeed fills again and again
+        gradients = [tensor.grad for tensor in tensors]
         for tensor in tensors:
             tensor.grad = torch.zeros_like(tensor)
         optimizer.step()
-        for tensor in tensors:
-            tensor.grad = None
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            tensor.grad = gradient
 
 
 def _loss_scaler(engine):

@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.attention import KERNELS, Packing, packed_attention
 from engine.fused_projection import FusedProjection
+from engine.partitioned import whole
 from engine.recompute import run_block
 
 LAYER_NORM_EPS = 1e-12
@@ -65,9 +66,10 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.token_types, std=deviation)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=deviation)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+                with whole(module):
+                    nn.init.normal_(module.weight, std=deviation)
+                    if isinstance(module, nn.Linear):
+                        nn.init.zeros_(module.bias)
 
     def forward(self, reports):
         """Map B reports, PackedReports of dataload.batch, to (B, W) states of the first token."""

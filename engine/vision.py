@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.attention import KERNELS, attention
 from engine.fused_projection import FusedProjection
+from engine.partitioned import whole
 from engine.recompute import run_block
 
 
@@ -123,15 +124,17 @@ class VisionTransformer(nn.Module):
         width = self.class_embedding.numel()
         nn.init.normal_(self.class_embedding, std=width**-0.5)
         nn.init.normal_(self.positions, std=width**-0.5)
-        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        with whole(self.projection):
+            nn.init.normal_(self.projection.weight, std=width**-0.5)
         residual = (2 * len(self.blocks)) ** -0.5
         for block in self.blocks:
-            nn.init.normal_(block.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.out.weight, std=width**-0.5 * residual)
-            nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp[2].weight, std=width**-0.5 * residual)
-            for linear in (block.qkv, block.out, block.mlp[0], block.mlp[2]):
-                nn.init.zeros_(linear.bias)
+            with whole(block):
+                nn.init.normal_(block.qkv.weight, std=width**-0.5)
+                nn.init.normal_(block.out.weight, std=width**-0.5 * residual)
+                nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)
+                nn.init.normal_(block.mlp[2].weight, std=width**-0.5 * residual)
+                for linear in (block.qkv, block.out, block.mlp[0], block.mlp[2]):
+                    nn.init.zeros_(linear.bias)
 
     def forward(self, images):
         """Map (N, 3, H, W) normalised photographs to (N, embed_dim) features, not normalised."""

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from engine.config import ConfigError, ModelConfig, TextConfig, VisionConfig
 from engine.model import DualEncoder
+from engine.partitioned import whole
 from engine.weight_names import DROPPED, WeightsError, from_official, to_official, unwrap
 
 __all__ = [
@@ -121,21 +122,26 @@ def initialise(model, init):
     The lines list what was loaded and what stays random. Raises ConfigError where a file does not
     fit, above all text weights trained under another vocabulary.
     """
+    files = (("retclip", init.retclip), ("clip", init.clip), ("bert", init.bert))
+    files = [(name, path) for name, path in files if path is not None]
+    if not files:
+        return ["init: every weight is random"]
+    with whole(model):
+        return _load_files(model, files)
+
+
+def _load_files(model, files):
     own = model.state_dict()
     loaded, lines = {}, []
-    for name, path in (("retclip", init.retclip), ("clip", init.clip), ("bert", init.bert)):
-        if path is None:
-            continue
+    for name, path in files:
         state = _tower(name, unwrap(read_state(path)))
         lines += _match_resolution(name, state, own)
         fitting = _fit(name, path, state, own)
         loaded.update(fitting)
         lines.append(f"init.{name}: {len(fitting)} tensors from {path}")
     random = [key for key, _ in model.named_parameters() if key not in loaded]
-    if lines and random:
+    if random:
         lines.append(f"random: {', '.join(_summarise(random))}")
-    elif not lines:
-        lines.append("init: every weight is random")
     model.load_state_dict({**own, **loaded})
     return lines
 

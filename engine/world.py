@@ -163,7 +163,9 @@ def deepspeed_config(config, world: World) -> dict:
         # GradCache's micro-batches are one step of DeepSpeed's
         "gradient_accumulation_steps": training.accumulation if local else 1,
         "gradient_clipping": config.optimizer.clip_norm,
-        "zero_optimization": {"stage": training.zero_stage},
+        "zero_optimization": _zero_optimization(training, world),
+        # torch's fused AdamW steps on the CPU, too, and compiles nothing
+        "zero_force_ds_cpu_optimizer": False,
         # its own prints; engine/meters.py reports
         "steps_per_print": 2**62,
     }
@@ -173,6 +175,14 @@ def deepspeed_config(config, world: World) -> dict:
         values["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif precision == "fp16":
         values["torch_autocast"] = {"enabled": True, "dtype": "float16"}
+    return values
+
+
+def _zero_optimization(training, world):
+    values = {"stage": training.zero_stage}
+    if training.offload_optimizer:
+        pinned = world.device.type == "cuda"
+        values["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
     return values
 
 

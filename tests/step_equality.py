@@ -41,6 +41,8 @@ class Case:
     clip_norm: float = 0.0
     precision: str = "fp32"
     scale_start: float = 20.0
+    zero_init: bool = False
+    offload: bool = False
 
     @property
     def accumulation(self):
@@ -76,6 +78,8 @@ class Case:
                     "accumulation": self.accumulation,
                     "zero_stage": self.zero_stage,
                     "precision": self.precision,
+                    "zero_init": self.zero_init,
+                    "offload_optimizer": self.offload,
                     "steps": STEPS,
                 },
             }

@@ -161,7 +161,15 @@ def meet_errors(rank, size, folder):
         other.resume(folder)
 
 
+OFFLOADED = {
+    "offload-2": Case(zero_stage=2, optimizer="adamw", offload=True),
+    "offload-3": Case(zero_stage=3, optimizer="adamw", offload=True, zero_init=True),
+}
+
+
 def on_two_ranks(rank, size, folder):
+    for name, case in OFFLOADED.items():
+        go_on_equally(rank, size, folder, name, case)
     for stage, precision in [*((stage, "fp32") for stage in STAGES), (1, "bf16"), (3, "bf16")]:
         go_on_equally(rank, size, folder, f"{precision}-{stage}", case_of(stage, precision))
     go_on_elsewhere(rank, size, folder, [("fp32-1", 0), ("fp32-3", 2)])
@@ -170,7 +178,7 @@ def on_two_ranks(rank, size, folder):
 
 def on_one_rank(rank, size, folder):
     go_on_elsewhere(rank, size, folder, [(f"fp32-{stage}", (stage + 1) % 4) for stage in STAGES])
-    go_on_elsewhere(rank, size, folder, [("fp32-3", 3)])
+    go_on_elsewhere(rank, size, folder, [("fp32-3", 3), ("offload-2", 1), ("offload-3", 0)])
 
 
 @pytest.mark.slow

@@ -64,6 +64,18 @@ def test_overrides_reach_nested_keys(tmp_path):
             r"data\.context_length \(600\) must not exceed",
         ),
         (
+            {"training": {"epochs": 1, "zero_init": True}},
+            r"training: zero_init needs zero_stage: 3, not 1",
+        ),
+        (
+            {"training": {"epochs": 1, "zero_stage": 0, "offload_optimizer": True}},
+            r"training: offload_optimizer needs zero_stage 1, 2 or 3, not 0",
+        ),
+        (
+            {"training": {"epochs": 1, "precision": "fp16"}, "optimizer": {"clip_norm": 1.0}},
+            r"optimizer\.clip_norm: DeepSpeed clips fp16's gradients as they are scaled",
+        ),
+        (
             {"training": {"epochs": 1, "micro_batch": "auto"}, "loss": {"negatives": "local"}},
             r"training\.micro_batch: auto needs loss\.negatives: global",
         ),

@@ -23,6 +23,8 @@ CASES = [
     Case(zero_stage=1, how="gradcache", clip_norm=0.5),
     Case(zero_stage=2, how="local", precision="bf16"),
     Case(zero_stage=3, how="one pass"),
+    Case(zero_stage=2, how="gradcache", offload=True, optimizer="adamw"),
+    Case(zero_stage=3, how="one pass", offload=True, zero_init=True),
 ]
 EVERY_CASE = [
     Case(zero_stage=stage, how=how, precision=precision, clip_norm=clip)

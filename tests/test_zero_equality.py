@@ -5,7 +5,7 @@
 
 import pytest
 from ranks import run_ranks
-from step_equality import FACTORS, check_cases, every_combination, every_pair
+from step_equality import FACTORS, Case, check_cases, every_combination, every_pair
 
 
 def cases_of(rows, world):
@@ -16,6 +16,21 @@ def cases_of(rows, world):
 @pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.full)])
 def test_every_two_settings_meet(world):
     run_ranks(check_cases, world, cases_of(every_pair(), world))
+
+
+# the optimiser's part in host memory; the model built in partitions
+ELSEWHERE = [
+    Case(zero_stage=1, offload=True, optimizer="adamw", clip_norm=0.5),
+    Case(zero_stage=2, offload=True, how="gradcache"),
+    Case(zero_stage=2, offload=True, how="local", clip_norm=0.5),
+    Case(zero_stage=3, offload=True, zero_init=True, optimizer="adamw"),
+    Case(zero_stage=3, zero_init=True, how="gradcache"),
+]
+
+
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.full), 2])
+def test_offloaded_and_partitioned_from_the_start(world):
+    run_ranks(check_cases, world, ELSEWHERE)
 
 
 @pytest.mark.full
