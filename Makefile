@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MANIFEST ?=
 SET ?=
 
-.PHONY: setup demo test test-full lint native gpu-check clean
+.PHONY: setup demo test test-full test-faults lint native gpu-check clean
 
 setup: $(VENV)/.complete
 
@@ -26,6 +26,10 @@ test: setup lint
 # ranks that hang; about half an hour
 test-full: setup
 	$(BIN)/python -m pytest -m full
+
+# kills at random and at every write, full disks, damaged files, hung ranks; about fifteen minutes
+test-faults: setup
+	$(BIN)/python -m pytest -m faults
 
 lint: setup
 	$(BIN)/ruff check .

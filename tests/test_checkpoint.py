@@ -31,6 +31,8 @@ from engine.checkpoint import (
 )
 from engine.config import load_config
 
+pytestmark = pytest.mark.faults
+
 FILES = {
     "model.safetensors",
     "exp_avg.safetensors",

@@ -17,6 +17,8 @@ from engine.step import train_step
 from engine.train import seed_dropout
 from engine.world import World, import_deepspeed
 
+pytestmark = pytest.mark.faults
+
 CASES = [
     Case(zero_stage=0, how="one pass", precision="bf16"),
     Case(zero_stage=0, how="local", clip_norm=0.5),

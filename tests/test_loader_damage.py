@@ -10,6 +10,8 @@ from tiny_loader import joined, same, tiny_loaders, tiny_tokenizer, write_tiny_s
 from dataload import open_files
 from dataload.shards import ShardError, ShardReader
 
+pytestmark = pytest.mark.faults
+
 PATIENTS = 21
 
 

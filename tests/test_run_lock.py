@@ -15,6 +15,8 @@ from watched_loop import finish, start_ranks
 from engine import run_lock
 from engine.run_lock import HELD, LOCK, RunLockError, hold_here
 
+pytestmark = pytest.mark.faults
+
 HOLDER = """
 import errno, fcntl, sys, time
 from pathlib import Path

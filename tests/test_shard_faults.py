@@ -17,6 +17,8 @@ from tiny_shards import build_tiny, everything, patients_of, rejects_of
 from dataload.shard_slices import only_build
 from dataload.shards import ShardError
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = """
 import sys

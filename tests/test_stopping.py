@@ -22,8 +22,9 @@ from engine.stopping import (
     parent_of,
 )
 
-# minutes of launches and kills: `make test-full`
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.faults
+# minutes of launches and kills
+full = pytest.mark.full
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
@@ -38,7 +39,10 @@ def saved(folder, rank):
     return int(step), reason
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(number, marks=[] if number == signal.SIGUSR1 else full) for number in SIGNALS],
+)
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path, number):
     ranks = start_ranks(tmp_path, free_port())
     wait_for_steps(tmp_path, 2)
@@ -48,6 +52,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path, number):
     assert saved(tmp_path, 0) == (saved(tmp_path, 1)[0], "another rank was asked to stop")
 
 
+@full
 def test_an_ignored_signal_stays_ignored(tmp_path):
     (rank,) = start_ranks(tmp_path, free_port(), ranks=1, ignored=[signal.SIGHUP])
     wait_for_steps(tmp_path, 1)
@@ -58,6 +63,7 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
     assert finish(rank) == 0 and saved(tmp_path, 0)[1] == "SIGTERM"
 
 
+@full
 def test_a_second_interrupt_ends_at_once(tmp_path):
     (rank,) = start_ranks(tmp_path, free_port(), ranks=1, save=20)
     wait_for_steps(tmp_path, 1)
@@ -72,6 +78,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
     assert not (tmp_path / "saved-0").exists()
 
 
+@full
 def test_what_cannot_stop_ends_at_the_deadline(tmp_path):
     ranks = start_ranks(tmp_path, free_port(), stop=1, misdeed="1:stop")
     while "State:\tT" not in Path(f"/proc/{ranks[1].pid}/status").read_text():
@@ -145,6 +152,7 @@ def launch(tmp_path, adoption):
         process.wait(10)
 
 
+@full
 @pytest.mark.parametrize(
     # of Ctrl-C, DeepSpeed's launcher makes a SIGTERM to its ranks, which have got both then
     ("launcher", "number"),
@@ -161,6 +169,7 @@ def test_a_signal_to_the_process_group_saves(tmp_path, launch, launcher, number)
     assert saved(tmp_path, 0)[0] == saved(tmp_path, 1)[0]
 
 
+@full
 def test_torchruns_second_interrupt_ends_at_once(tmp_path, launch):
     process, _ = launch("torchrun", "save=20")
     os.killpg(process.pid, signal.SIGINT)
@@ -171,6 +180,7 @@ def test_torchruns_second_interrupt_ends_at_once(tmp_path, launch):
     assert not processes_of(tmp_path) and not list(tmp_path.glob("saved-*"))
 
 
+@full
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 def test_the_launcher_alone_is_killed_and_the_ranks_save(tmp_path, launch, launcher):
     _, ranks = launch(launcher)
@@ -179,6 +189,7 @@ def test_the_launcher_alone_is_killed_and_the_ranks_save(tmp_path, launch, launc
     assert saved(tmp_path, 0)[0] == saved(tmp_path, 1)[0]
 
 
+@full
 def test_deepspeeds_runner_alone_is_killed_and_the_ranks_save(tmp_path, launch):
     runner, ranks = launch("deepspeed")
     below = parent_of(ranks[0])

@@ -22,17 +22,20 @@ from engine.watchdog import (
 )
 from engine.world import World
 
-# minutes of launches and kills: `make test-full`
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.faults
+
+
+def full(*values):
+    return pytest.param(*values, marks=pytest.mark.full)
 
 
 @pytest.mark.parametrize(
     ("culprit", "misdeed", "expected"),
     [
         (1, "kill", "is gone: it was killed, or crashed; it last reported step"),
-        (0, "kill", "is gone: it was killed, or crashed; it last reported step"),
-        (0, "raise", "failed after step 4: ZeroDivisionError: one patient too few"),
-        (1, "sleep", "in step 5, which usually takes 0.0 s; it is at: loading"),
+        full(0, "kill", "is gone: it was killed, or crashed; it last reported step"),
+        full(0, "raise", "failed after step 4: ZeroDivisionError: one patient too few"),
+        full(1, "sleep", "in step 5, which usually takes 0.0 s; it is at: loading"),
         (1, "stop", "has given no sign of life for 2 s"),
     ],
 )
@@ -52,6 +55,7 @@ def test_the_others_end_and_name_the_rank(tmp_path, culprit, misdeed, expected):
         assert (tmp_path / "recorded").read_text() == line.removeprefix("error: ")
 
 
+@pytest.mark.full
 def test_saving_and_finishing_are_no_hang_and_a_stop_is_quiet(tmp_path):
     ranks = start_ranks(tmp_path, free_port(), hang=1.5, save=2, close=2)
     wait_for_steps(tmp_path, 2)
