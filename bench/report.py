@@ -1,4 +1,4 @@
-"""Copy figures from bench/results/ into README.md and docs/performance.md: none is typed by hand.
+"""Copy figures from bench/results/ into README.md and docs/: none is typed by hand.
 
 python -m bench.report           rewrite the blocks between <!-- bench:NAME --> and <!-- end -->
 python -m bench.report --check   exit status 1 if a block differs from its record
@@ -9,10 +9,12 @@ import json
 import re
 from pathlib import Path
 
+from bench import scaling
 from bench.decode_training import WORK
+from engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "clusters.md")
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MIB = 2**20
 
@@ -92,7 +94,21 @@ def step_table() -> str:
     return "\n".join([*lines, "", f"the demo's model; {_where(path, record)}"])
 
 
-TABLES = {"demo": demo_table, "loss": loss_table, "decode": decode_table, "step": step_table}
+def scaling_table() -> str:
+    """The model of many GPUs as Markdown, each time in milliseconds."""
+    config = load_config(ROOT / "configs" / "retclip_vit_b16.yaml")
+    headings, lines = scaling.cells(scaling.rows(config, 1024, scaling.GPUS, scaling.Cluster()))
+    table = [f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines]]
+    return "\n".join([*table, "", f"Assumed: {scaling.Cluster().about()}."])
+
+
+TABLES = {
+    "demo": demo_table,
+    "loss": loss_table,
+    "decode": decode_table,
+    "step": step_table,
+    "scaling": scaling_table,
+}
 
 
 def filled(text: str) -> str:

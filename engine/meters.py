@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engine.config import ConfigError
 from engine.gradient_norms import TOWERS
-from engine.guards import LossSpikes
+from engine.guards import WINDOW, LossSpikes
 from engine.model import LEVELS
 from engine.validation import FIGURES
 
@@ -70,6 +70,9 @@ class Meters:
         self.wandb = _start_wandb(wandb, run, recipe) if wandb else None
         self.events = open(run / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self.table = _Table(run / "metrics.csv", COLUMNS, first_step)
+        for row in self.table.kept[-WINDOW:]:
+            # they were told of already; what is usual is what came before
+            self.spikes.look(int(row["step"]), float(row["loss"]))
         self.validations = _Table(run / "validation.csv", ("step", *FIGURES), first_step)
         self.seconds_before = float(self.table.kept[-1]["seconds"]) if self.table.kept else 0.0
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)

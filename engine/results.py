@@ -13,20 +13,22 @@ from engine.page import write_page
 from engine.run_folder import load_run
 
 
-def evaluate_run(run, data, output, *, title, console, synthetic=False, seconds=None) -> dict:
-    """Evaluate a run's newest checkpoint on the shard set `data` and return the figures.
+def evaluate_run(
+    run, data, output, *, title, console, weights="newest", synthetic=False, seconds=None
+) -> dict:
+    """Evaluate a run's `weights` (see load_run) on the shard set `data` and return the figures.
 
     Prints tables to the rich console and writes metrics.json and report.html to `output`.
     synthetic: the page says that the patients were rendered; seconds: time by stage, for the
     record. Raises ConfigError, CheckpointError or ShardError naming what is missing.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = load_run(run, device)
+    trained = load_run(run, device, weights)
     evaluation, embeddings = evaluate(
         trained.model, trained.tokenizer, trained.config, data, device=device
     )
     print_tables(evaluation, console)
-    facts = {"machine": machine(), "step": trained.step, "synthetic": synthetic}
+    facts = {"machine": machine(), "step": trained.step, "weights": weights, "synthetic": synthetic}
     metrics = {**evaluation.to_dict(), "facts": {**facts, "seconds": seconds or {}}}
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(metrics, indent=1, ensure_ascii=False)

@@ -31,6 +31,7 @@ from engine.loading import loader_settings
 from engine.model import LEVELS
 from engine.objective import Objective, level_mask
 from engine.retrieval import KS, distinct_patients, recall_at_k
+from engine.run_folder import BEST_RECORD, BEST_WEIGHTS
 
 WAYS = ("image_to_text", "text_to_image")
 # recall@5 is the mean of both ways; candidates: patients of distinct reports; chance is k of them
@@ -43,8 +44,6 @@ FIGURES = (
     "candidates",
     "seconds",
 )
-BEST_WEIGHTS = "best.safetensors"
-BEST_RECORD = "best.json"
 
 
 class _Sample:

@@ -1,4 +1,4 @@
-"""Run one test function on several gloo processes of this machine and bring their failures home."""
+"""Run one test function on several processes of this machine and bring their failures home."""
 
 import os
 import socket
@@ -17,15 +17,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def _worker(rank, fn, world, port, arguments, failures):
+def _worker(rank, fn, world, port, arguments, failures, backend):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
     if os.environ.get("TRITON_INTERPRET"):
         # set by the parent's conftest.py
         triton_interpreter.mend()
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     try:
-        dist.init_process_group("gloo", rank=rank, world_size=world)
+        dist.init_process_group(backend, rank=rank, world_size=world)
         fn(rank, world, *arguments)
         dist.barrier()
     except BaseException:
@@ -36,8 +38,8 @@ def _worker(rank, fn, world, port, arguments, failures):
             dist.destroy_process_group()
 
 
-def run_ranks(fn, world, *arguments):
-    """Call `fn(rank, world, *arguments)` in `world` spawned gloo processes.
+def run_ranks(fn, world, *arguments, backend="gloo"):
+    """Call `fn(rank, world, *arguments)` in `world` spawned processes, with "nccl" a GPU each.
 
     `fn` must be a top-level function. Raises AssertionError with the traceback of a failed rank.
     """
@@ -45,7 +47,7 @@ def run_ranks(fn, world, *arguments):
     failures = context.SimpleQueue()
     port = free_port()
     processes = [
-        context.Process(target=_worker, args=(rank, fn, world, port, arguments, failures))
+        context.Process(target=_worker, args=(rank, fn, world, port, arguments, failures, backend))
         for rank in range(world)
     ]
     for process in processes:

@@ -43,6 +43,8 @@ class Case:
     scale_start: float = 20.0
     zero_init: bool = False
     offload: bool = False
+    # every rank's; on "cuda" under NCCL
+    device: str = "cpu"
 
     @property
     def accumulation(self):
@@ -56,17 +58,20 @@ class Case:
             # activations and what travels between ranks are rounded to 2^-8 at other places;
             # a gradient that is wrong by a factor of two is off by 1e-2
             return 1e-3 if self.optimizer == "sgd" else 2e-4
-        if self.scale_start > 50:
-            # gradients grow with the scale, and their rounding with them
+        if self.scale_start > 50 or self.device != "cpu":
+            # gradients grow with the scale, and their rounding with them; a GPU's order of sums
+            # moves with the number of rows
             return 1e-5
         return 1e-6 if self.optimizer == "sgd" else 2e-6
 
     @property
     def config(self):
         """The recipe of this case."""
+        # a GPU's dropout depends on the kernel that draws it
+        text = MODEL["text"] | ({} if self.device == "cpu" else {"dropout": 0.0})
         return parse_config(
             {
-                "model": {**MODEL, "logit_scale": self.scale_start},
+                "model": {**MODEL, "text": text, "logit_scale": self.scale_start},
                 "loss": {
                     "negatives": "local" if self.how == "local" else "global",
                     "same_report": "ignore",
@@ -80,6 +85,7 @@ class Case:
                     "precision": self.precision,
                     "zero_init": self.zero_init,
                     "offload_optimizer": self.offload,
+                    "compile": "off",
                     "steps": STEPS,
                 },
             }
@@ -189,8 +195,9 @@ def through_deepspeed(rank, world, case):
     from engine.checkpoint import consolidated_weights
     from engine.world import deepspeed_config, import_deepspeed
 
-    here = World(rank=rank, size=world, device=torch.device("cpu"), local_size=world)
-    import_deepspeed().init_distributed("gloo", verbose=False)
+    device = torch.device(case.device, rank if case.device == "cuda" else None)
+    here = World(rank=rank, size=world, device=device, local_size=world)
+    import_deepspeed().init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
 
     def with_any_optimizer(config, world):
         return deepspeed_config(config, world) | {"zero_allow_untested_optimizer": True}
@@ -204,9 +211,9 @@ def through_deepspeed(rank, world, case):
     norms = []
     for number in range(STEPS):
         seed_dropout(config.seed, number, rank)
-        mine = make_batch(number).split(world)[rank]
+        mine = make_batch(number).split(world)[rank].to(device)
         result = step.train_step(engine, objective, mine, config.training.accumulation)
-        norms.append(torch.as_tensor(result["grad_norm"]).float())
+        norms.append(torch.as_tensor(result["grad_norm"]).float().cpu())
     weights = consolidated_weights(engine, True)
     return weights, torch.stack(norms)
 
@@ -215,7 +222,7 @@ def in_plain_torch(world, case):
     """Return the same of one process with torch's own loop."""
     config = case.config
     torch.manual_seed(config.seed)
-    model = DualEncoder(config.model).train()
+    model = DualEncoder(config.model).train().to(case.device)
     optimizer = case.build_optimizer(model, config.optimizer)
     alone = dataclasses.replace(Objective.from_config(config), group=None, backend="reference")
     norms = []
@@ -225,7 +232,8 @@ def in_plain_torch(world, case):
         for rank, mine in enumerate(make_batch(number).split(world)):
             seed_dropout(config.seed, number, rank)
             for part in mine.split(case.accumulation):
-                with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
+                part = part.to(case.device)
+                with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bf16"):
                     outputs.append(model(part))
                 parts.append(part)
         plain_loss(alone, outputs, parts, case).backward()
@@ -234,7 +242,8 @@ def in_plain_torch(world, case):
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0.0, MAX_LOG_SCALE)
-    return {name: value.detach() for name, value in model.state_dict().items()}, torch.stack(norms)
+    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    return weights, torch.stack(norms).cpu()
 
 
 def plain_loss(objective, outputs, parts, case):

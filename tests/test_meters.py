@@ -21,11 +21,11 @@ def meters_of(run, **options):
     return Meters(run, **{"steps": 4, "first_step": 0, "log_every": 2, "is_main": True, **options})
 
 
-def record(meters, step, failures=0, **values):
+def record(meters, step, failures=0, total=1.0, **values):
     meters.step(
         step=step,
         epoch=0,
-        total=torch.tensor(1.0),
+        total=torch.tensor(total),
         levels=torch.ones(3),
         scale=torch.ones(3),
         lr=1e-3,
@@ -152,6 +152,18 @@ def test_rows_after_the_restored_step_go(tmp_path):
     again.close()
     for name in ("metrics.csv", "validation.csv"):
         assert [row["step"] for row in rows_of(tmp_path, name)] == ["1", "2"]
+
+
+def test_a_jump_after_a_restart_is_seen_against_what_came_before(tmp_path):
+    before = meters_of(tmp_path, steps=30, log_every=1)
+    for step in range(1, 26):
+        record(before, step, total=1.0 + step % 2 / 100)
+    before.close()
+    again = meters_of(tmp_path, steps=30, first_step=25, log_every=1)
+    record(again, 26, total=3.0)
+    again.close()
+    (jump,) = [event for event in events_of(tmp_path) if "jumps" in event["message"]]
+    assert jump["step"] == 26
 
 
 def test_a_pause_does_not_count_in_the_speed(tmp_path, monkeypatch):

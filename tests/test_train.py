@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,13 @@ import pytest
 import torch
 from ranks import free_port
 from safetensors.torch import load_file
-from tiny_run import environment, run, train_command
+from tiny_run import ROOT, TRAIN, environment, run, train_command, train_words
 
-from engine.checkpoint import latest_checkpoint
+from engine.checkpoint import CheckpointError, latest_checkpoint
 from engine.run_folder import load_run
 
 BIN = Path(sys.executable).parent
+CLUSTER = ROOT / "docs" / "cluster"
 LOSSES = ("step", "epoch", "loss", "loss_left", "loss_right", "loss_patient", "lr", "grad_norm")
 
 
@@ -84,19 +86,70 @@ def test_the_same_command_after_the_end_trains_no_further(tiny_data, finished, t
     assert losses(output) == losses(finished)
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_two_ranks_give_the_losses_of_one(tiny_data, finished, tmp_path, launcher):
-    port = free_port()
-    words = {
-        "deepspeed": [BIN / "deepspeed", "--num_gpus", "2", "--master_port", port],
-        "torchrun": [BIN / "torchrun", "--nproc_per_node", "2", "--master_port", port],
-    }[launcher]
+SRUN = """#!/usr/bin/env bash
+# two tasks of one machine each, as Slurm's own srun numbers them
+export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=1 SLURM_LOCALID=0
+SLURM_PROCID=0 "$@" & first=$!
+SLURM_PROCID=1 "$@" && wait $first
+"""
+
+
+def starts(name, folder, words):
+    """Return (command, environment) for each host that together start two ranks of a command.
+
+    `words` are those of engine/train.py. Both hosts are this one, rehearsed: they share its disk
+    and meet over its loopback.
+    """
+    port = str(free_port())
+    paths = {**environment(), "PATH": f"{folder}:{BIN}:{os.environ['PATH']}"}
+    to_first = ["--master_addr", "127.0.0.1", "--master_port", port]
+    if name == "deepspeed":
+        start = ["deepspeed", "--num_gpus", "2", "--master_port", port, TRAIN]
+    elif name == "torchrun":
+        start = ["torchrun", "--nproc_per_node", "2", "--master_port", port, TRAIN]
+    elif name == "Slurm":
+        for tool, text in (("srun", SRUN), ("scontrol", "#!/bin/sh\necho 127.0.0.1\necho other\n")):
+            (folder / tool).write_text(text)
+            (folder / tool).chmod(0o755)
+        paths |= {"SLURM_JOB_NODELIST": "both", "SLURM_JOB_ID": str(int(port) % 10000)}
+        start = ["bash", CLUSTER / "slurm.sbatch"]
+    elif name == "torchrun on two hosts":
+        script = ["bash", CLUSTER / "torchrun.sh", "2"]
+        place = [f"127.0.0.1:{port}", "1"]
+        return [([*script, number, *place, *words], paths) for number in ("0", "1")]
+    else:
+        hosts = (CLUSTER / "hostfile").read_text().replace("slots=8", "slots=1")
+        (folder / "hostfile").write_text(hosts)
+        script = ["deepspeed", "--hostfile", folder / "hostfile", "--no_ssh", *to_first]
+        last = [TRAIN, *words]
+        return [([*script, "--node_rank", number, *last], paths) for number in ("0", "1")]
+    return [([*start, *words], paths)]
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "deepspeed",
+        "torchrun on two hosts",
+        pytest.param("torchrun", marks=pytest.mark.full),
+        pytest.param("deepspeed on two hosts", marks=pytest.mark.full),
+        pytest.param("Slurm", marks=pytest.mark.full),
+    ],
+)
+def test_two_ranks_give_the_losses_of_one(tiny_data, tmp_path, launcher):
     # dropout draws by rank, so it is left out of a comparison across ranks
     overrides = ["--model.text.dropout=0", "--training.steps=3", "--training.zero_stage=2"]
     one, two = tmp_path / "one", tmp_path / "two"
     alone = run(train_command(tiny_data, one, *overrides))
-    done = run(train_command(tiny_data, two, *overrides, launcher=words))
-    assert alone.returncode == done.returncode == 0, done.stderr
+    hosts = [
+        subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, env=paths, stderr=subprocess.PIPE, text=True
+        )
+        for command, paths in starts(launcher, tmp_path, train_words(tiny_data, two, *overrides))
+    ]
+    said = [host.communicate(timeout=300)[1] for host in hosts]
+    assert alone.returncode == 0, alone.stderr
+    assert [host.returncode for host in hosts] == [0] * len(hosts), said
     for ours, theirs in zip(losses(two), losses(one), strict=True):
         values = torch.tensor([[float(x) for x in ours], [float(x) for x in theirs]])
         assert torch.allclose(values[0], values[1], rtol=1e-4, atol=1e-5)
@@ -211,6 +264,19 @@ def test_held_out_patients_are_measured_and_the_best_weights_kept(tiny_data, fin
     weights = load_file(output / "best.safetensors")
     average = load_file(latest_checkpoint(output) / "average.safetensors")
     assert weights.keys() == average.keys()
+    for name, expected, step in (("best", weights, best["step"]), ("average", average, 6)):
+        loaded = load_run(output, weights=name)
+        assert loaded.step == step
+        assert all(
+            map(
+                torch.equal,
+                loaded.model.state_dict().values(),
+                map(expected.get, loaded.model.state_dict()),
+            )
+        )
+    for name, missing in (("best", "holds no best.safetensors"), ("average", "keeps no average")):
+        with pytest.raises(CheckpointError, match=missing):
+            load_run(finished, weights=name)
     # looking on changes nothing, and neither does writing in the background
     assert losses(output) == losses(finished)
 

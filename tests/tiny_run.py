@@ -50,16 +50,21 @@ def write_tiny_data(folder, patients=10):
     }
 
 
-def train_command(data, output, *overrides, launcher=(sys.executable,)):
-    """Return the command line that trains the tiny recipe into `output`."""
+def train_words(data, output, *overrides):
+    """Return the words of engine/train.py that train the tiny recipe into `output`."""
     words = ["--config", data["recipe"], "--data", data["shards"]]
     words += ["--tokenizer", data["tokenizer"], "--output", output, *overrides]
-    return [*map(str, launcher), TRAIN, *map(str, words)]
+    return [*map(str, words)]
+
+
+def train_command(data, output, *overrides, launcher=(sys.executable,)):
+    """Return the command line that trains the tiny recipe into `output`."""
+    return [*map(str, launcher), TRAIN, *train_words(data, output, *overrides)]
 
 
 def environment():
-    """One thread, as the order of sums depends on their number."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    """One thread, as the order of sums depends on their number, and no GPU."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run(command):
