@@ -139,7 +139,7 @@ class VisionTransformer(nn.Module):
     def forward(self, images):
         """Map (N, 3, H, W) normalised photographs to (N, embed_dim) features, not normalised."""
         x = self.stem(images)
-        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([first, x], dim=1) + self.positions.to(x.dtype)
         if self.training and self.mask_ratio:
             x = drop_patches(x, self.mask_ratio)
