@@ -86,7 +86,7 @@ class _FolderImport:
 
     def find_files(self):
         """Take in every file under the folder; hidden ones are passed over."""
-        for path in _walk(self.folder):
+        for path in walk(self.folder):
             try:
                 self._take(path)
             except RowError as error:
@@ -168,7 +168,7 @@ class _FolderImport:
             self.writer.reject("", names[0], reason, patient_id)
 
 
-def _walk(root):
+def walk(root):
     """Yield the path of every file under a folder that is not hidden, links followed, in order."""
     seen = {os.path.realpath(root)}
     for folder, subfolders, names in os.walk(root, followlinks=True):

@@ -13,7 +13,7 @@ number of the next batch.
 Legend: B patients on this rank, S the side of an image, L the context length.
 """
 
-import importlib.util
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -21,15 +21,13 @@ import numpy as np
 import torch
 
 from dataload.batch import Batch, pack_reports
-from dataload.batch_plan import Ahead, Planner
-from dataload.image_job import DecodeFailures
+from dataload.batch_plan import Planner
 from dataload.loader_settings import LoaderSettings
 from dataload.order import steps_per_epoch
 from dataload.patient_table import read_patient_table
-from dataload.photograph_cache import FullSize, TrainingSize, check_cache_fits
-from dataload.photograph_source import PhotographSource
-from dataload.pillow_pipeline import PillowPipeline
+from dataload.photograph_source import build_source
 from dataload.report_tokens import report_tokens
+from dataload.running import build_pipeline, choose_backend, run_plans
 from dataload.shards import ShardReader
 
 __all__ = ["Batch", "Loader", "LoaderSettings", "build_loader"]
@@ -86,24 +84,14 @@ class Loader:
         """
         if number is None:
             number, start_step = self._epoch, self._step
-        step = start_step or 0
-        plans = {}
-
-        def make_job(at):
-            plans[at] = ahead(at)
-            return plans[at].job
-
-        with Ahead(partial(self._planner.plan, number), self.steps_per_epoch) as ahead:
-            while step < self.steps_per_epoch:
-                try:
-                    for images in self._pipeline.run(make_job, step, self.steps_per_epoch):
-                        plan = plans.pop(step)
-                        step += 1
-                        ended = step == self.steps_per_epoch
-                        self._epoch, self._step = (number + 1, 0) if ended else (number, step)
-                        yield self._batch(plan, images)
-                except DecodeFailures as failures:
-                    self._planner.condemn(plans[failures.step], failures.positions)
+        step, last = start_step or 0, self.steps_per_epoch
+        make_plan = partial(self._planner.plan, number)
+        plans = run_plans(self._pipeline, make_plan, step, last, self._planner.condemn)
+        with closing(plans):
+            for plan, images in plans:
+                step += 1
+                self._epoch, self._step = (number + 1, 0) if step == last else (number, step)
+                yield self._batch(plan, images)
 
     def _batch(self, plan, images):
         reports = plan.swapped.astype(np.int64), plan.examinations
@@ -130,47 +118,6 @@ class Loader:
         self._source.close()
 
 
-def _choose_backend(backend):
-    if backend != "auto":
-        return backend
-    # the parent first: asking for a submodule of what is not there raises
-    has_dali = all(map(importlib.util.find_spec, ("nvidia", "nvidia.dali")))
-    return "dali" if has_dali else "pillow"
-
-
-def _build_source(settings, reader, table):
-    keep = None
-    if settings.cache == "full":
-        keep = FullSize(table)
-    elif settings.cache == "train":
-        keep = TrainingSize(
-            table,
-            image_size=settings.image_size,
-            interpolation=settings.interpolation,
-            augmentation=settings.varied,
-            find_field=settings.find_field,
-        )
-    if keep is not None:
-        check_cache_fits(settings.cache, keep.bytes, settings.local_world)
-    return PhotographSource(reader, table, keep=keep, threads=settings.threads)
-
-
-def _build_pipeline(settings, backend, largest):
-    options = {"threads": settings.threads, "prefetch": settings.prefetch}
-    if backend == "pillow":
-        return PillowPipeline(settings.images, **options)
-    from dataload.dali_pipeline import DaliPipeline
-
-    return DaliPipeline(
-        settings.images,
-        batch=2 * settings.batch_size,
-        device=torch.device(settings.device),
-        largest=(largest["height"], largest["width"]),
-        hw_decoder_load=settings.hw_decoder_load,
-        **options,
-    )
-
-
 def build_loader(shards: Path | str | ShardReader, *, tokenizer, **options) -> Loader:
     """Return the Loader of a shard set's patients for one rank.
 
@@ -181,14 +128,14 @@ def build_loader(shards: Path | str | ShardReader, *, tokenizer, **options) -> L
     """
     settings = LoaderSettings(**options)
     reader = ShardReader(Path(shards)) if isinstance(shards, (str, Path)) else shards
-    backend = _choose_backend(settings.backend)
+    backend = choose_backend(settings.backend)
     table = read_patient_table(reader)
-    source = _build_source(settings, reader, table)
+    source = build_source(settings, reader, table, settings.local_world)
     return Loader(
         settings,
         table=table,
         source=source,
-        pipeline=_build_pipeline(settings, backend, reader.info.largest),
+        pipeline=build_pipeline(settings, backend, reader.info.largest, 2 * settings.batch_size),
         tokens=report_tokens(reader, tokenizer, table.texts),
         backend=backend,
     )

@@ -11,17 +11,22 @@ BACKENDS = ("auto", "dali", "pillow")
 CACHES = ("none", "full", "train")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoaderSettings:
-    """The options of `build_loader`. ValueError names one that is impossible.
+def _check_counts(settings, names):
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}: give a whole number from 1")
 
-    `context_length` L tokens, `batch_size` B patients on this rank, `image_size` S pixels.
-    `training`: shuffled by (seed, epoch) and augmented (`augmentation` None: its defaults);
-    otherwise in order and untouched. `rank` of `world` processes, `local_world` of them on this
-    machine. `interpolation` "bicubic" or "linear"; `mean`, `std`: three numbers each, for values
-    in [0, 1]. `backend` "dali", "pillow" or "auto", which is DALI where it is installed. On a CUDA
-    `device` DALI decodes on that GPU, `hw_decoder_load` (0 to 1, None: DALI's choice) of the
-    photographs in its decoding engines. `threads` and `prefetch`: threads and batches ahead.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhotographSettings:
+    """How photographs become images, and in which order. ValueError names what is impossible.
+
+    `batch_size` photographs, `image_size` S pixels. `training`: shuffled by (seed, epoch) and
+    augmented (`augmentation` None: its defaults); otherwise in order and untouched.
+    `interpolation` "bicubic" or "linear"; `mean`, `std`: three numbers each, for values in [0, 1].
+    `backend` "dali", "pillow" or "auto", which is DALI where it is installed. On a CUDA `device`
+    DALI decodes on that GPU, `hw_decoder_load` (0 to 1, None: DALI's choice) of the photographs in
+    its decoding engines. `threads` and `prefetch`: threads and batches ahead.
 
     `find_field`: the photographs were stored uncropped; their field of view is found in each
     batch, instead of what the shards say of it. `cache` keeps decoded photographs in host memory
@@ -29,14 +34,10 @@ class LoaderSettings:
     "train" (shrunk to what the crops of the augmentation need, and so resampled twice).
     """
 
-    context_length: int
     batch_size: int
     image_size: int
-    training: bool
+    training: bool = False
     seed: int = 0
-    rank: int = 0
-    world: int = 1
-    local_world: int = 1
     augmentation: Augmentation | None = None
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -50,13 +51,7 @@ class LoaderSettings:
     prefetch: int = 2
 
     def __post_init__(self):
-        for name in ("batch_size", "world", "local_world", "threads", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number from 1")
-        if not 0 <= self.rank < self.world:
-            raise ValueError(
-                f"rank is {self.rank}: give a number from 0 to {self.world - 1}, below world"
-            )
+        _check_counts(self, ("batch_size", "threads", "prefetch"))
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: give a whole number from 0")
         if self.backend not in BACKENDS:
@@ -67,11 +62,6 @@ class LoaderSettings:
             raise ValueError(
                 f"hw_decoder_load is {self.hw_decoder_load}: give a number from 0 to 1, or none"
             )
-
-    @property
-    def global_batch(self):
-        """The patients of all ranks in one step."""
-        return self.batch_size * self.world
 
     @property
     def varied(self):
@@ -91,3 +81,31 @@ class LoaderSettings:
             # photographs kept at training size are cut to their field of view already
             find_field=self.find_field and self.cache != "train",
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderSettings(PhotographSettings):
+    """The options of `build_loader`: PhotographSettings, where `batch_size` B counts patients.
+
+    `context_length` L tokens; `training` must be said. `rank` of `world` processes, `local_world`
+    of them on this machine.
+    """
+
+    context_length: int
+    training: bool
+    rank: int = 0
+    world: int = 1
+    local_world: int = 1
+
+    def __post_init__(self):
+        PhotographSettings.__post_init__(self)
+        _check_counts(self, ("world", "local_world"))
+        if not 0 <= self.rank < self.world:
+            raise ValueError(
+                f"rank is {self.rank}: give a number from 0 to {self.world - 1}, below world"
+            )
+
+    @property
+    def global_batch(self):
+        """The patients of all ranks in one step."""
+        return self.batch_size * self.world

@@ -44,11 +44,11 @@ def encoding_of(path):
     raise ManifestError(f"{path}: is neither UTF-8 nor GB18030 text; save it as CSV (UTF-8)")
 
 
-def read_rows(path, encoding, keep_columns):
+def read_rows(path, encoding, keep_columns, needed=("patient_id", "report")):
     """Yield (row, {casefolded column: value} or RowError) of each row that is not empty.
 
-    `keep_columns` must be among the columns. Raises ManifestError when the file is no such table
-    or lacks a needed column.
+    `keep_columns` must be among the columns, and `needed`. Raises ManifestError when the file is
+    no such table or lacks one of them.
     """
     with path.open(encoding=encoding, newline="") as file:
         first = file.read(CHUNK).lstrip()[:1]
@@ -56,13 +56,13 @@ def read_rows(path, encoding, keep_columns):
         if first == "[":
             raise ManifestError(f"{path}: is one JSON array; write one object per line (JSONL)")
         rows = _jsonl_rows if first == "{" else _csv_rows
-        yield from rows(file, path, keep_columns)
+        yield from rows(file, path, keep_columns, needed)
 
 
-def _check_columns(path, columns, keep_columns):
+def _check_columns(path, columns, keep_columns, needed):
     """Raise ManifestError when a needed or kept column is not among `columns` (casefolded)."""
     found = f"columns found: {', '.join(columns) or 'none'}"
-    missing = [name for name in ("patient_id", "report") if name not in columns]
+    missing = [name for name in needed if name not in columns]
     if missing:
         raise ManifestError(f"{path}: no column {' and no column '.join(missing)}; {found}")
     if not {"left", "right", "image"} & set(columns):
@@ -72,7 +72,7 @@ def _check_columns(path, columns, keep_columns):
             raise ManifestError(f"{path}: has no column {name!r} to keep; {found}")
 
 
-def _csv_rows(file, path, keep_columns):
+def _csv_rows(file, path, keep_columns, needed):
     """Yield (row, fields or RowError) of a delimited table; the delimiter is read off line 1."""
     header_line = file.readline()
     delimiter = max(",\t;", key=lambda mark: _has_patient_column(header_line, mark))
@@ -81,7 +81,7 @@ def _csv_rows(file, path, keep_columns):
     try:
         reader = csv.reader(file, delimiter=delimiter)
         columns = [name.strip().casefold() for name in next(reader, [])]
-        _check_columns(path, columns, keep_columns)
+        _check_columns(path, columns, keep_columns, needed)
         for name in (*COLUMNS, *map(str.casefold, keep_columns)):
             if columns.count(name) > 1:
                 raise ManifestError(f"{path}: has two columns named {name}; keep one")
@@ -120,14 +120,14 @@ def _name_values(columns, values):
     return dict(zip(columns, values, strict=False))
 
 
-def _jsonl_rows(file, path, keep_columns):
+def _jsonl_rows(file, path, keep_columns, needed):
     """Yield (row, fields or RowError) of a file with one JSON object per line."""
     columns = {}
     for row, fields in json_objects(file):
         if not isinstance(fields, RowError):
             columns |= dict.fromkeys(fields)
         yield row, fields
-    _check_columns(path, list(columns), keep_columns)
+    _check_columns(path, list(columns), keep_columns, needed)
 
 
 def json_objects(file):

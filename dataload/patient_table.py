@@ -12,24 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataload.photograph_table import PhotographTable, as_columns, photograph_columns
 from dataload.shard_reader import ShardError
 
 EYES = ("left", "right")
-# side in pixels of what is decoded in place of an absent photograph
-PLACEHOLDER_SIDE = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PatientTable:
+class PatientTable(PhotographTable):
     """Columns of int64, each table with one row more, at its end, for what is absent.
 
     `examination_first`, `examination_count` (P + 1,): a patient's rows among examinations.
     `report`, `report_id` (2, E + 1): row in `texts`, the distinct reports of which the first is
     empty, and the report's hash; [0] is the report, [1] the report with left and right exchanged.
     `photograph_first`, `photograph_count` (2, E + 1): an examination's rows among photographs,
-    left eye and right. `photographs` (F + 1, 5): shard, offset and size in bytes, height and
-    width in pixels. `regions` (F + 1, 4): top, left, bottom, right of the part that is used.
-    `owner` (F + 1, 2): patient, and eye as 0 or 1.
+    left eye and right. The rest as in PhotographTable, of known eyes.
     """
 
     texts: list[str]
@@ -39,29 +36,17 @@ class PatientTable:
     report_id: np.ndarray
     photograph_first: np.ndarray
     photograph_count: np.ndarray
-    photographs: np.ndarray
-    regions: np.ndarray
-    owner: np.ndarray
 
     @property
     def patients(self):
         """How many patients there are, P."""
         return len(self.examination_count) - 1
 
-    @property
-    def decoded_bytes(self):
-        """Bytes of all photographs as uint8 RGB pixels."""
-        return int(3 * (self.photographs[:-1, 3] * self.photographs[:-1, 4]).sum())
-
-
-def _columns(rows, width):
-    return np.array(rows, dtype=np.int64).reshape(-1, width)
-
 
 def read_patient_table(reader):
     """Return the PatientTable of a ShardReader; reads every patient's description once."""
     rows_of_text = {"": 0}
-    patients, examinations, photographs, regions, owner = [], [], [], [], []
+    patients, examinations, photographs = [], [], []
     for number in range(len(reader)):
         visits = reader.patient(number).examinations
         patients.append((len(examinations), len(visits)))
@@ -74,9 +59,7 @@ def read_patient_table(reader):
             for eye, name in enumerate(EYES):
                 entries = getattr(visit, name)
                 spans += [len(photographs), len(entries)]
-                photographs += [(p.shard, p.offset, p.size, p.height, p.width) for p in entries]
-                regions += [p.region for p in entries]
-                owner += [(number, eye)] * len(entries)
+                photographs += [(photo, number, eye) for photo in entries]
             examinations.append((*texts, visit.report_id, visit.mirrored_report_id, *spans))
     if not photographs:
         raise ShardError(
@@ -84,10 +67,7 @@ def read_patient_table(reader):
         )
     patients.append((len(examinations), 1))
     examinations.append((0,) * 8)
-    photographs.append((-1, 0, 0, PLACEHOLDER_SIDE, PLACEHOLDER_SIDE))
-    regions.append((0, 0, PLACEHOLDER_SIDE, PLACEHOLDER_SIDE))
-    owner.append((-1, 0))
-    patients, examinations = _columns(patients, 2), _columns(examinations, 8)
+    patients, examinations = as_columns(patients, 2), as_columns(examinations, 8)
     return PatientTable(
         texts=list(rows_of_text),
         examination_first=patients[:, 0],
@@ -96,8 +76,5 @@ def read_patient_table(reader):
         report_id=examinations[:, 2:4].T,
         photograph_first=examinations[:, 4::2].T,
         photograph_count=examinations[:, 5::2].T,
-        photographs=_columns(photographs, 5),
-        # (x0, y0, x1, y1) to (top, left, bottom, right)
-        regions=_columns(regions, 4)[:, [1, 0, 3, 2]],
-        owner=_columns(owner, 2),
+        **photograph_columns(photographs),
     )

@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataload.patient_table import EYES, PLACEHOLDER_SIDE
+from dataload.photograph_cache import FullSize, TrainingSize, check_cache_fits
+from dataload.photograph_table import PLACEHOLDER_SIDE
 from dataload.pillow_pipeline import DECODE_ERRORS, decode
+from dataload.records import EYES
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def _placeholder():
 
 
 class PhotographSource:
-    """Hands out photographs by their row in a PatientTable: encoded, or decoded and kept.
+    """Hands out photographs by their row in a PhotographTable: encoded, or decoded and kept.
 
     `keep` (FullSize, TrainingSize; None: nothing) decides what is kept of a decoded one.
     `failures` counts the photographs found undecodable so far.
@@ -56,7 +58,12 @@ class PhotographSource:
 
     @property
     def failures(self):
-        return int(self._absent[:-1].sum())
+        return len(self.failed_rows)
+
+    @property
+    def failed_rows(self):
+        """Rows of the photographs found undecodable so far, (N,) int64."""
+        return np.flatnonzero(self._absent[:-1])
 
     def condemn(self, row):
         """Treat this row's photograph as absent from now on; warns once, saying whose it is."""
@@ -118,3 +125,24 @@ class PhotographSource:
         """Stop the threads and let go of decoded pixels."""
         self._pool.shutdown(cancel_futures=True)
         self._kept = None
+
+
+def build_source(settings, reader, table, ranks=1):
+    """Return the PhotographSource of a reader's PhotographTable, which keeps what `cache` says.
+
+    ValueError where that does not fit into memory beside that of the other `ranks` here.
+    """
+    keep = None
+    if settings.cache == "full":
+        keep = FullSize(table)
+    elif settings.cache == "train":
+        keep = TrainingSize(
+            table,
+            image_size=settings.image_size,
+            interpolation=settings.interpolation,
+            augmentation=settings.varied,
+            find_field=settings.find_field,
+        )
+    if keep is not None:
+        check_cache_fits(settings.cache, keep.bytes, ranks)
+    return PhotographSource(reader, table, keep=keep, threads=settings.threads)

@@ -15,7 +15,13 @@ from dataload.decoding import JPEG_SIGNATURE, PhotographError, decode_upright
 from dataload.fundus import field_of_grid, grid_step
 from dataload.jpeg_segments import SegmentError, strip_segments
 
-__all__ = ["PhotographError", "Preparation", "PreparedPhotograph", "prepare_photograph"]
+__all__ = [
+    "PhotographError",
+    "Preparation",
+    "PreparedPhotograph",
+    "prepare_bytes",
+    "prepare_photograph",
+]
 
 # raise it whenever the bytes written for the same file may change
 PREPARATION_VERSION = 2
@@ -73,7 +79,11 @@ class PreparedPhotograph:
 
 def prepare_photograph(path, preparation):
     """Return the PreparedPhotograph of an image file; raise PhotographError when it is none."""
-    data = _read(path)
+    return prepare_bytes(_read(path), preparation)
+
+
+def prepare_bytes(data, preparation):
+    """Return the PreparedPhotograph of an image file's bytes; raise PhotographError if none."""
     image, orientation = decode_upright(data)
     width, height = image.size
     if min(width, height) < MIN_SIDE:

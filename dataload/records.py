@@ -27,6 +27,10 @@ EYES = ("left", "right", "unknown")
 # the field's own names for the two eyes: oculus sinister, oculus dexter
 EYE_NAMES = {"l": "left", "os": "left", "r": "right", "od": "right", "": "unknown"}
 EYE_NAMES |= {eye: eye for eye in EYES}
+# what the Problem says of a kept column whose value is another than that of its examination
+DIFFERS = "differs from row"
+# how the Problem of a patient begins whose photographs have each been a Problem before
+NOTHING_LEFT = "no photograph of patient"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,17 +140,19 @@ class _Draft:
         return self.row, self.single, self.report, self.values, self.names
 
 
-def read_manifest(path, *, keep_columns=()):
+def read_manifest(path, *, keep_columns=(), reports=True):
     """Read a CSV or JSONL manifest (UTF-8 with or without BOM, UTF-16 with BOM, or GB18030).
 
-    `keep_columns` names further columns whose values (str) go with each examination. Returns a
-    Manifest with at least one patient; every Problem names its row. Raises ManifestError when the
-    file does not exist, is not such a table, lacks a needed column, or has no usable row.
+    `keep_columns` names further columns whose values (str) go with each examination. Without
+    `reports` an examination may have none, and the column may be missing. Returns a Manifest with
+    at least one patient; every Problem names its row. Raises ManifestError when the file does not
+    exist, is not such a table, lacks a needed column, or has no usable row.
     """
     path, keep_columns = Path(path), tuple(keep_columns)
     encoding = encoding_of(path)
-    collector = _Collector(path, keep_columns)
-    for row, fields in read_rows(path, encoding, keep_columns):
+    collector = _Collector(path, keep_columns, reports)
+    needed = ("patient_id", "report") if reports else ("patient_id",)
+    for row, fields in read_rows(path, encoding, keep_columns, needed):
         collector.add(row, fields)
     return collector.finish(encoding)
 
@@ -154,8 +160,8 @@ def read_manifest(path, *, keep_columns=()):
 class _Collector:
     """Gathers rows into patients; remembers in which row each examination was seen first."""
 
-    def __init__(self, path, keep_columns):
-        self.path, self.columns = path, {}
+    def __init__(self, path, keep_columns, reports):
+        self.path, self.columns, self.reports = path, {}, reports
         # not resolved: the manifest may be a link, and photographs lie beside the link
         self.base = str(path.absolute().parent)
         self.keep_columns = keep_columns
@@ -245,7 +251,7 @@ class _Collector:
         draft.report = draft.report or report
         for name, value, kept in zip(self.keep_columns, values, draft.values, strict=True):
             if value != kept:
-                message = f"{name} {value!r} differs from row {draft.row}'s, which is kept"
+                message = f"{name} {value!r} {DIFFERS} {draft.row}'s, which is kept"
                 self._reject(row, message, patient_id=patient_id)
 
     def _existing(self, row, patient_id, eye, names):
@@ -284,8 +290,9 @@ class _Collector:
         problems = tuple(sorted(self.problems, key=lambda problem: problem.row))
         if not packed:
             first = f"; {problems[0]}" if problems else ""
+            report = ", a report" if self.reports else ""
             raise ManifestError(
-                f"{self.path}: no usable row: each needs a patient_id, a report and at least one "
+                f"{self.path}: no usable row: each needs a patient_id{report} and at least one "
                 f"photograph that exists{first}"
             )
         return Manifest(
@@ -299,10 +306,10 @@ class _Collector:
 
     def _is_complete(self, patient_id, draft):
         count = sum(map(len, draft.names))
-        if not draft.report:
+        if self.reports and not draft.report:
             message = f"the report of patient {patient_id!r} is empty; write what was found"
             self._reject(draft.row, message, patient_id=patient_id, photographs=count)
         elif not count:
-            message = f"no photograph of patient {patient_id!r} is left; the row is left out"
+            message = f"{NOTHING_LEFT} {patient_id!r} is left; the row is left out"
             self._reject(draft.row, message, patient_id=patient_id)
-        return bool(draft.report and count)
+        return bool(count and (draft.report or not self.reports))

@@ -5,7 +5,7 @@ import io
 import os
 from dataclasses import asdict
 
-from dataload.records import Problem
+from dataload.records import NOTHING_LEFT, Problem
 from dataload.shard_reader import ShardError
 from dataload.shard_writer import write_atomically
 
@@ -51,7 +51,7 @@ class Rejects:
                     self._add(record, examination, eye, path, reason, rejected)
         if not any(usable):
             row = record.examinations[0].row
-            message = f"no photograph of patient {record.patient_id!r} is left"
+            message = f"{NOTHING_LEFT} {record.patient_id!r} is left"
             self.lines.append(Problem(row=row, message=message, patient_id=record.patient_id))
         self.check()
         return usable

@@ -227,6 +227,10 @@ class WordPieceTokenizer:
         )
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
+    def token_id(self, token):
+        """Return the number of an entry such as "[MASK]", or None where there is no such entry."""
+        return self._tokenizer.token_to_id(token)
+
     def ids(self, texts):
         """Return the ids of each report of a list, without CLS and SEP, as long as it is."""
         return [self._tokenizer.encode(_straighten(text)).ids for text in texts]

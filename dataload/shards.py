@@ -64,6 +64,7 @@ class _Plan:
     manifest: Path
     output: Path
     keep_columns: tuple[str, ...]
+    reports: bool
     preparation: Preparation
     patients_per_shard: int
     holdout: float
@@ -127,6 +128,7 @@ def build_shards(
     output,
     *,
     keep_columns=(),
+    reports=True,
     short_side=512,
     crop=True,
     quality=95,
@@ -146,7 +148,8 @@ def build_shards(
     `short_side` pixels and stored as baseline JPEG of `quality`; with `keep_original` they stay as
     they came, without metadata, and the field of view is noted beside them. `holdout` and
     `validation` are the shares of patients set aside as test/ and validation/, drawn by a hash of
-    (seed, patient_id), at least one; or `split_column` names a column that says it. `workers`
+    (seed, patient_id), at least one; or `split_column` names a column that says it. Without
+    `reports` examinations that have none are kept, which is not for training. `workers`
     defaults to the usable cores (fewer for a small cohort). `progress(done, total)` counts
     patients. A set built from the same files with the same settings is kept, an unfinished one
     completed. Returns a BuildSummary. Raises ManifestError when the manifest holds nobody;
@@ -157,6 +160,7 @@ def build_shards(
         manifest=Path(manifest),
         output=Path(output),
         keep_columns=tuple(keep_columns),
+        reports=reports,
         preparation=Preparation(
             short_side=short_side, crop=crop, quality=quality, keep_original=keep_original
         ),
@@ -172,7 +176,7 @@ def build_shards(
 
 
 def _carry_out(plan, progress):
-    contents = read_manifest(plan.manifest, keep_columns=plan.columns)
+    contents = read_manifest(plan.manifest, keep_columns=plan.columns, reports=plan.reports)
     try:
         source = _source_hash(plan, contents)
         splits = plan.split(contents)

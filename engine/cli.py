@@ -10,7 +10,14 @@ from typing import Literal
 import typer
 from rich.console import Console
 
-from engine import manifest_commands, shards_commands
+from engine import (
+    datasets_commands,
+    eval_commands,
+    export_commands,
+    manifest_commands,
+    shards_commands,
+    use_commands,
+)
 from engine.commands import run_command
 from engine.progress import ProgressLine
 
@@ -24,6 +31,14 @@ app.add_typer(shards_commands.app, name="shards")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(manifest_commands.app, name="manifest")
 app.add_typer(manifest_commands.import_app, name="import")
+app.add_typer(datasets_commands.app, name="datasets")
+app.command()(export_commands.export)
+app.add_typer(eval_commands.app, name="eval")
+app.command("predict")(eval_commands.predict)
+app.command("embed")(use_commands.embed)
+app.command("search")(use_commands.search)
+app.command("classify")(use_commands.classify)
+app.add_typer(use_commands.weights_app, name="weights")
 
 
 @app.command()
@@ -71,13 +86,24 @@ def evaluate(
     run: Path = typer.Argument(..., help="Folder of a training run."),
     data: Path = typer.Option(..., help="Shard set of held-out patients."),
     output: Path = typer.Option(None, help="Folder for metrics.json and report.html; the run's."),
+    weights: Literal["newest", "average", "best"] = typer.Option(
+        "newest", help="Of the newest checkpoint, their moving average, or best on validation."
+    ),
     title: str = typer.Option("RET-CLIP", help="Headline of the page."),
     synthetic: bool = typer.Option(False, help="Say on the page that the patients are rendered."),
 ):
     """Report retrieval, zero-shot and losses on held-out patients, in numbers and as a page."""
     from engine.results import evaluate_run
 
-    evaluate_run(run, data, output or run, title=title, console=Console(), synthetic=synthetic)
+    evaluate_run(
+        run,
+        data,
+        output or run,
+        title=title,
+        console=Console(),
+        weights=weights,
+        synthetic=synthetic,
+    )
 
 
 @app.command()

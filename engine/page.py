@@ -67,7 +67,7 @@ def write_page(
     log = read_log(training_log)
     recipe = dict(_flatten(config_summary))
     page = (
-        _environment()
+        page_environment()
         .get_template("page.html.j2")
         .render(
             title=run_title,
@@ -134,7 +134,8 @@ def read_log(path: Path | None) -> dict[str, np.ndarray] | None:
     return dict(zip((*_LOG_COLUMNS, "seconds"), columns, strict=True))
 
 
-def _environment():
+def page_environment() -> Environment:
+    """Return jinja2's environment of the pages: every value is escaped, none may be missing."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -23,7 +23,7 @@ LEVEL_STYLES = {
     "right": ("#c4500a", (0, (1.5, 1.2))),
     "patient": ("#00735c", "solid"),
 }
-_CURVES = (
+CURVES = (
     ("#0b6170", "solid"),
     ("#c4500a", (0, (5, 2))),
     ("#5b4a9e", (0, (1.5, 1.2))),
@@ -55,7 +55,7 @@ _STYLE = {
 _FONTS = "system-ui, 'Segoe UI', 'Noto Sans', 'Noto Sans CJK SC', 'PingFang SC', sans-serif"
 
 
-def _figure(height, name, draw):
+def draw_figure(height, name, draw):
     """Return the data address of a figure `height` inches high that `draw(figure)` fills."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
@@ -96,7 +96,7 @@ def loss_figure(log: dict[str, np.ndarray], guess: float | None) -> str:
             axes.set_ylim(bottom=0)
         levels.legend(loc="best", handlelength=2.6)
 
-    return _figure(3.9, "loss", draw)
+    return draw_figure(3.9, "loss", draw)
 
 
 def _curve(axes, step, values, colour, style, label):
@@ -120,7 +120,7 @@ def recall_figure(curves: dict[str, dict[int, float]], chance: dict[int, float])
 
     def draw(figure):
         axes = figure.subplots()
-        for (name, curve), (colour, style) in zip(curves.items(), _CURVES, strict=False):
+        for (name, curve), (colour, style) in zip(curves.items(), CURVES, strict=False):
             shares = [100 * share for share in curve.values()]
             axes.plot(list(curve), shares, color=colour, linestyle=style, label=name, marker=".")
         shares = [100 * share for share in chance.values()]
@@ -135,7 +135,7 @@ def recall_figure(curves: dict[str, dict[int, float]], chance: dict[int, float])
         axes.set_axisbelow(True)
         axes.legend(loc="best", handlelength=2.6)
 
-    return _figure(4.4, "recall", draw)
+    return draw_figure(4.4, "recall", draw)
 
 
 def similarity_figure(similarity: np.ndarray, findings: dict[str, np.ndarray]) -> str:
@@ -178,7 +178,7 @@ def similarity_figure(similarity: np.ndarray, findings: dict[str, np.ndarray]) -
         strip.tick_params(length=0, labeltop=True, labelbottom=False)
         strip.set_ylabel("photographs, by findings")
 
-    return _figure(5.0, "similarity", draw)
+    return draw_figure(5.0, "similarity", draw)
 
 
 def auroc_figure(results) -> str:
@@ -210,7 +210,7 @@ def auroc_figure(results) -> str:
 
     # as high as the ROC curves beside it, unless there are very few findings or many
     height = 0.9 + 0.48 * len(results)
-    return _figure(height if len(results) < 3 else max(4.0, height), "auroc", draw)
+    return draw_figure(height if len(results) < 3 else max(4.0, height), "auroc", draw)
 
 
 def _dot(axes, place, result):
@@ -238,7 +238,7 @@ def roc_figure(results) -> str:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
         measured = [result for result in results if result.auroc is not None]
-        for result, (colour, style) in zip(measured, _CURVES, strict=False):
+        for result, (colour, style) in zip(measured, CURVES, strict=False):
             false_rate, true_rate, _ = roc_curve(result.truths, result.scores)
             label = f"{result.name} ({result.auroc:.2f})"
             axes.plot(
@@ -251,4 +251,4 @@ def roc_figure(results) -> str:
         axes.set_axisbelow(True)
         axes.legend(loc="lower right", handlelength=2.6, title="finding (AUROC)")
 
-    return _figure(4.3, "roc", draw)
+    return draw_figure(4.3, "roc", draw)

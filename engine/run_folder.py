@@ -2,6 +2,7 @@
 
 RUN/config.yaml          the whole recipe, defaults included
 RUN/tokenizer.model      (or vocab.txt) the tokenizer that the text weights belong to
+RUN/best.safetensors     the weights that were best on validation, best.json beside them
 RUN/metrics.csv, log.jsonl, tensorboard/, checkpoints/
 """
 
@@ -12,14 +13,25 @@ from pathlib import Path
 
 import torch
 
+from dataload.photographs import Preparation
 from dataload.reports import load_tokenizer
-from engine.checkpoint import STATE, WEIGHTS, CheckpointError, latest_checkpoint, read_state
+from engine.checkpoint import (
+    AVERAGE,
+    STATE,
+    WEIGHTS,
+    CheckpointError,
+    latest_checkpoint,
+    read_state,
+)
 from engine.config import Config, ConfigError, load_config, save_config, to_dict
 from engine.model import DualEncoder
 from engine.weights import load_strictly
 from engine.weights import read_state as read_weights
 
 CONFIG = "config.yaml"
+# the weights that were best on validation, and what is said of them
+BEST_WEIGHTS = "best.safetensors"
+BEST_RECORD = "best.json"
 # keys that may differ when a run is continued: they change neither the losses nor the weights
 MAY_CHANGE = (
     "training.checkpoint_every",
@@ -33,6 +45,8 @@ MAY_CHANGE = (
     "training.wandb",
     # the same numbers, cut in another way
     "training.zero_stage",
+    "training.zero_init",
+    "training.offload_optimizer",
     "data.threads",
     "data.hw_decoder_load",
     "loss.workspace_mib",
@@ -44,12 +58,13 @@ ALIKE = {"data.cache": ("none", "full")}
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedModel:
-    """A model in eval mode with what belongs to it."""
+    """A model in eval mode with what belongs to it; `preparation` of the photographs it knows."""
 
     model: DualEncoder
     tokenizer: object
     config: Config
     step: int
+    preparation: Preparation = Preparation()
 
 
 def check(run: Path, config: Config, tokenizer: Path) -> None:
@@ -58,7 +73,7 @@ def check(run: Path, config: Config, tokenizer: Path) -> None:
     Raises ConfigError naming the keys that differ.
     """
     _compare(run, config)
-    kept = _kept_tokenizer(run)
+    kept = kept_tokenizer(run)
     if load_tokenizer(kept).fingerprint != load_tokenizer(tokenizer).fingerprint:
         raise ConfigError(f"{run}: was started with another tokenizer than {tokenizer}")
 
@@ -79,28 +94,48 @@ def note(run: Path, sentence: str) -> None:
         file.write(json.dumps({"message": sentence, "level": "error"}, ensure_ascii=False) + "\n")
 
 
-def load_run(run: Path, device="cpu") -> TrainedModel:
-    """Load the newest checkpoint of a run for inference.
+def load_run(run: Path, device="cpu", weights: str = "newest") -> TrainedModel:
+    """Load a run's model for inference.
 
-    Raises ConfigError or CheckpointError, one line naming the file, if something is missing.
+    weights: those of the newest checkpoint, their moving "average" there, or the "best" on
+    validation. Raises ConfigError, CheckpointError or WeightsError, one line naming the file, if
+    something is missing.
     """
     run = Path(run)
     config = load_config(run / CONFIG)
-    # the optimiser's moments, twice as large, are not looked at
-    folder = latest_checkpoint(run, only=[WEIGHTS, STATE])
-    if folder is None:
-        raise CheckpointError(f"{run}: holds no checkpoint yet; train first")
+    path, step = _weights_of(run, config, weights)
     model = DualEncoder(config.model)
-    load_strictly(model, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    load_strictly(model, read_weights(path), str(path))
     return TrainedModel(
         model=model.to(torch.device(device)).eval(),
-        tokenizer=load_tokenizer(_kept_tokenizer(run)),
+        tokenizer=load_tokenizer(kept_tokenizer(run)),
         config=config,
-        step=read_state(folder)["step"],
+        step=step,
     )
 
 
-def _kept_tokenizer(run):
+def _weights_of(run, config, weights):
+    """Return (file, step) of the weights called `weights`."""
+    if weights == "best":
+        try:
+            return run / BEST_WEIGHTS, json.loads((run / BEST_RECORD).read_text())["step"]
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{run}: holds no {BEST_WEIGHTS}: train with --validation SHARDS"
+            ) from None
+    average = weights == "average"
+    if average and config.training.average_decay is None:
+        raise CheckpointError(f"{run}: keeps no average: train with training.average_decay")
+    file = AVERAGE if average else WEIGHTS
+    # the optimiser's moments, twice as large, are not looked at
+    folder = latest_checkpoint(run, only=[file, STATE])
+    if folder is None:
+        raise CheckpointError(f"{run}: holds no checkpoint yet; train first")
+    return folder / file, read_state(folder)["step"]
+
+
+def kept_tokenizer(run: Path) -> Path:
+    """Return the tokenizer in a run's or a model's folder; ConfigError where there is none."""
     tokenizers = sorted(run.glob("tokenizer.*"))
     if not tokenizers:
         raise ConfigError(f"{run}: holds no tokenizer.model or tokenizer.txt")

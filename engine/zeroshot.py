@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from engine.bootstrap import auroc, bootstrap_interval
 from engine.config import Finding
 from engine.model import LEVELS
 from engine.report_labels import mentions
@@ -28,9 +29,6 @@ FROM_REPORTS = "read from the reports"
 _CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 # -1: unknown
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": -1}
-_RESAMPLES = 1000
-# patients counted at one time while resampling: 2^22 float64 are 32 MiB
-_CHUNK_ELEMENTS = 2**22
 
 
 class Labelled(Protocol):
@@ -115,10 +113,15 @@ def fill_eye(prompt: str, level: str) -> str:
 
     level: "left", "right" or "patient" (both eyes). English prompts start with a capital.
     """
-    if _CJK.search(prompt):
+    if is_chinese(prompt):
         return prompt.replace("{eye}", EYES_CHINESE[level])
     prompt = prompt.replace("{eye}", EYES_ENGLISH[level])
     return prompt[:1].upper() + prompt[1:]
+
+
+def is_chinese(text: str) -> bool:
+    """Say whether a text holds Chinese."""
+    return bool(_CJK.search(text))
 
 
 def prompt_scores(encode_prompts, finding: Finding, image: torch.Tensor, level: str) -> np.ndarray:
@@ -146,7 +149,7 @@ def _score_finding(encode_prompts, finding, image, present, examinations, seed):
     empty = (np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
     columns = zip(empty, *parts.values(), strict=True)
     patients, scores, truths = (np.concatenate(column) for column in columns)
-    value, missing = _auroc(truths, scores)
+    value, missing = auroc(truths, scores)
     by_eye = "left" in labels
     return FindingResult(
         name=finding.name,
@@ -157,7 +160,7 @@ def _score_finding(encode_prompts, finding, image, present, examinations, seed):
         negatives=int(len(truths) - truths.sum()),
         level="eye" if by_eye else "patient",
         labels=source,
-        by_eye={eye: _auroc(part[2], part[1])[0] for eye, part in parts.items() if by_eye},
+        by_eye={eye: auroc(part[2], part[1])[0] for eye, part in parts.items() if by_eye},
         patients=patients,
         scores=scores,
         truths=truths,
@@ -189,51 +192,3 @@ def _labels_from_columns(wanted, examinations):
             return {}, source, f"column {column} holds {wrong!r}; labels are 0, 1 or empty"
         labels[level] = np.array([_LABELS[value] for value in values], np.int64)
     return labels, source, None
-
-
-def _auroc(truths, scores):
-    from sklearn.metrics import roc_auc_score
-
-    if not len(truths):
-        return None, "no labelled photographs"
-    if truths.all() or not truths.any():
-        return None, f"all {len(truths)} are {'positive' if truths.all() else 'negative'}"
-    return float(roc_auc_score(truths, scores)), None
-
-
-def bootstrap_interval(
-    patients: np.ndarray, scores: np.ndarray, truths: np.ndarray, *, seed: int = 0
-) -> tuple[float, float] | None:
-    """Return the 95% percentile interval of the AUROC over resampled patients.
-
-    A patient's eyes are drawn together. None with fewer than 5 positives or 5 negatives.
-
-    patients, scores, truths: (S,) patient of each score, score, label 0 or 1.
-    """
-    if min(truths.sum(), (1 - truths).sum()) < 5:
-        return None
-    _, cluster = np.unique(patients, return_inverse=True)
-    number = cluster.max() + 1
-    rng = np.random.default_rng(seed)
-    order = np.argsort(scores, kind="stable")
-    groups = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    rows = max(1, _CHUNK_ELEMENTS // len(scores))
-    values = []
-    for start in range(0, _RESAMPLES, rows):
-        draws = rng.integers(number, size=(min(rows, _RESAMPLES - start), number))
-        drawn = np.stack([np.bincount(draw, minlength=number) for draw in draws])
-        values.append(_weighted_auroc(drawn[:, cluster[order]], truths[order], groups))
-    low, high = np.nanquantile(np.concatenate(values), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def _weighted_auroc(weights, truths, groups):
-    """AUROC (R,) of scores in ascending order, equal ones in `groups`, under weights (R, S)."""
-    positive = np.add.reduceat(weights * truths, groups, axis=1).astype(float)
-    negative = np.add.reduceat(weights * (1 - truths), groups, axis=1).astype(float)
-    below = negative.cumsum(axis=1) - negative / 2
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    # a resample that drew one class only has no AUROC
-    return np.divide(
-        (positive * below).sum(axis=1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0
-    )

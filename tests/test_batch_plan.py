@@ -5,7 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from dataload.batch_plan import Ahead, _reflect_where
+from dataload.drawn_job import _reflect_where
+from dataload.running import Ahead
 
 
 def test_plans_are_made_one_step_ahead_in_another_thread():

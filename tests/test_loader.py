@@ -8,8 +8,7 @@ import torch
 from tiny_cohort import photograph_colour, tiny_eyes, tiny_report, write_tiny_cohort
 from tiny_loader import FIELDS, SIDE, joined, same, tiny_loaders, tiny_tokenizer, write_tiny_set
 
-from dataload import dali_pipeline
-from dataload import loader as loader_module
+from dataload import dali_pipeline, running
 from dataload.augment import Augmentation
 from dataload.pillow_pipeline import PillowPipeline
 from dataload.reports import normalise_report, report_id
@@ -184,7 +183,7 @@ def test_the_backend_follows_what_is_installed(build, monkeypatch, parts):
             raise ModuleNotFoundError(name)
         return object() if name in parts else None
 
-    monkeypatch.setattr(loader_module.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(running.importlib.util, "find_spec", find_spec)
     assert build().backend == ("dali" if "nvidia.dali" in parts else "pillow")
 
 

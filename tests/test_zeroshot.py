@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
+from engine.bootstrap import bootstrap_interval
 from engine.config import Finding
 from engine.report_labels import mentions
-from engine.zeroshot import bootstrap_interval, fill_eye, mean_auroc, zero_shot
+from engine.zeroshot import fill_eye, mean_auroc, zero_shot
 
 DRUSEN = Finding(
     name="drusen",
@@ -197,5 +198,5 @@ def test_interval_does_not_depend_on_how_it_is_chunked(monkeypatch):
     truths = np.tile([0, 1], 20)
     scores = np.random.default_rng(1).normal(size=40).round(1)
     whole = bootstrap_interval(np.arange(40), scores, truths)
-    monkeypatch.setattr("engine.zeroshot._CHUNK_ELEMENTS", 400)
+    monkeypatch.setattr("engine.bootstrap._CHUNK_ELEMENTS", 400)
     assert bootstrap_interval(np.arange(40), scores, truths) == pytest.approx(whole)

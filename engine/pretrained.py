@@ -1,0 +1,109 @@
+"""A model to use, from a folder: that of a training run, or of imported weights.
+
+MODEL/model.safetensors     weights under this engine's names
+MODEL/config.yaml           recipe: sizes, context length, mean and deviation
+MODEL/tokenizer.txt         (or .model) the vocabulary that the text weights belong to
+MODEL/preprocessing.yaml    how photographs are cropped and shrunk before that; optional
+MODEL/prompts.yaml          prompts by class, for zero-shot use; optional
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import yaml
+
+from dataload.photographs import Preparation
+from dataload.reports import load_tokenizer
+from dataload.shard_writer import DATASET_FILE
+from engine.checkpoint import WEIGHTS
+from engine.config import load_config
+from engine.model import DualEncoder
+from engine.run_folder import CONFIG, TrainedModel, kept_tokenizer, load_run
+from engine.weights import load_strictly, read_state
+
+PREPROCESSING = "preprocessing.yaml"
+PROMPTS = "prompts.yaml"
+
+
+class PretrainedError(ValueError):
+    """A folder that holds no model; the message names what is missing and where to get it."""
+
+
+def load_pretrained(path, device="cpu") -> TrainedModel:
+    """Load the model in the folder `path` onto `device`, in eval mode.
+
+    path: a run of engine/train.py, whose newest checkpoint is taken, or a folder that
+    `retclip weights import` made. Raises PretrainedError, ConfigError, CheckpointError or
+    WeightsError, one line that names the file.
+    """
+    path = Path(path)
+    _check_folder(path)
+    trained = _load_folder(path, device) if (path / WEIGHTS).is_file() else load_run(path, device)
+    size, own = trained.config.model.text.vocabulary_size, trained.tokenizer.vocabulary_size
+    if size != own:
+        raise PretrainedError(
+            f"{trained.tokenizer.path}: has {own} entries, but the text weights in {path} belong "
+            f"to a vocabulary of {size}"
+        )
+    preparation = _read_preparation(path / PREPROCESSING, trained.config)
+    return dataclasses.replace(trained, preparation=preparation)
+
+
+def note_preprocessing(run: Path, info) -> None:
+    """Write into a run's folder how the photographs it learns from were prepared.
+
+    info: DatasetInfo of its shard set.
+    """
+    names = (field.name for field in dataclasses.fields(Preparation))
+    values = {name: info.preprocessing[name] for name in names}
+    save_preprocessing(run, "as the shards", Preparation(**values))
+
+
+def save_preprocessing(path: Path, name: str, preparation: Preparation) -> None:
+    """Write how photographs are prepared, under a `name`, into a model's folder."""
+    values = {"name": name, **dataclasses.asdict(preparation)}
+    (path / PREPROCESSING).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _check_folder(path):
+    if path.is_file():
+        raise PretrainedError(
+            f"{path}: is a file; a model is the folder of a run, or what "
+            "`retclip weights import` makes of RET-CLIP weights"
+        )
+    if not path.is_dir():
+        raise PretrainedError(f"{path}: no such folder; give that of a run or of imported weights")
+    if (path / CONFIG).is_file():
+        return
+    what = f"holds no {CONFIG}"
+    if (path / DATASET_FILE).is_file():
+        what = "is a shard set"
+    elif (path / "classifier.json").is_file():
+        what = "is a classifier, which --classifier of retclip predict takes"
+    raise PretrainedError(f"{path}: {what}; give the folder of a run or of imported weights")
+
+
+def _load_folder(path, device):
+    config = load_config(path / CONFIG)
+    model = DualEncoder(config.model)
+    load_strictly(model, read_state(path / WEIGHTS), str(path / WEIGHTS))
+    return TrainedModel(
+        model=model.to(torch.device(device)).eval(),
+        tokenizer=load_tokenizer(kept_tokenizer(path)),
+        config=config,
+        step=0,
+    )
+
+
+def _read_preparation(path, config):
+    if not path.is_file():
+        # where the field of view is found in each batch, shards hold whole frames
+        return Preparation(crop=not config.data.find_field)
+    try:
+        values = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        values.pop("name", None)
+        return Preparation(**values)
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise PretrainedError(f"{path}: is no description of a preparation: {reason}") from None
