@@ -20,14 +20,19 @@ MIB = 2**20
 
 
 def newest(benchmark: str) -> tuple[Path, dict]:
-    """Return the newest record of a benchmark and its path; ValueError if there is none."""
-    records = [
-        (path, json.loads(path.read_text(encoding="utf-8")))
-        for path in (ROOT / "bench" / "results").glob(f"{benchmark}-*.json")
-    ]
-    if not records:
+    """Return the newest full record of a benchmark and its path; ValueError if there is none.
+
+    benchmark: "demo", or with a device as in "loss-cpu". Records lie in bench/results/ as
+    loss-cpu-<date>.json, or in a folder of one run as <date>-cpu/loss.json.
+    """
+    results = ROOT / "bench" / "results"
+    name, _, device = benchmark.partition("-")
+    paths = [*results.glob(f"{benchmark}-*.json"), *results.glob(f"*-{device or '*'}/{name}.json")]
+    records = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    full = [entry for entry in records if not entry[1].get("settings", {}).get("quick")]
+    if not full:
         raise ValueError(f"bench/results/ holds no {benchmark}-*.json")
-    return max(records, key=lambda entry: entry[1]["created"])
+    return max(full, key=lambda entry: entry[1]["created"])
 
 
 def demo_table() -> str:
@@ -136,7 +141,8 @@ def _where(path, record):
 
 
 def _source(path, record):
-    return f"`bench/results/{path.name}`, `{record['command']}`"
+    folder = "" if path.parent.name == "results" else f"{path.parent.name}/"
+    return f"`bench/results/{folder}{path.name}`, `{record['command']}`"
 
 
 if __name__ == "__main__":

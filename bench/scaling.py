@@ -74,8 +74,7 @@ def step_seconds(model, patients, ranks, cluster, parameters):
         "loss": products / (cluster.loss_share * cluster.flops),
         "features": _ring(features * HALF, ranks, cluster, len(LEVELS)),
         "their gradients": _ring(features * SINGLE, ranks, cluster, len(LEVELS)),
-        # autocast sends gradients of linear layers, nearly all there are, in half precision
-        "gradients": _ring(parameters * HALF, ranks, cluster, 1),
+        "gradients": _ring(parameters * SINGLE, ranks, cluster, 1),
         "weights": _ring(parameters * SINGLE, ranks, cluster, 1),
     }
 

@@ -170,11 +170,15 @@ def deepspeed_config(config, world: World) -> dict:
         "steps_per_print": 2**62,
     }
     precision = resolve_precision(training.precision, world.device)
-    if precision == "bf16":
+    if precision != "fp32":
         # fp32 weights under autocast: "bf16" mode would round the logit scales
-        values["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    elif precision == "fp16":
-        values["torch_autocast"] = {"enabled": True, "dtype": "float16"}
+        values["torch_autocast"] = {
+            "enabled": True,
+            "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision],
+            # gradients are added up over ranks and micro-batches in fp32, as DDP does; by default
+            # DeepSpeed rounds those of linear layers, on a single rank too
+            "lower_precision_safe_modules": [],
+        }
     return values
 
 

@@ -54,15 +54,19 @@ class Case:
     @property
     def limit(self):
         """By how much a parameter may differ after STEPS."""
-        if self.precision == "bf16":
-            # activations and what travels between ranks are rounded to 2^-8 at other places;
-            # a gradient that is wrong by a factor of two is off by 1e-2
-            return 1e-3 if self.optimizer == "sgd" else 2e-4
         if self.scale_start > 50 or self.device != "cpu":
             # gradients grow with the scale, and their rounding with them; a GPU's order of sums
             # moves with the number of rows
             return 1e-5
         return 1e-6 if self.optimizer == "sgd" else 2e-6
+
+    @property
+    def share(self):
+        """By which share of its way a parameter may differ besides.
+
+        In bf16 a last digit of the scale or of a sum moves activations by 2^-8 further on.
+        """
+        return 2**-5 if self.precision == "bf16" else 0.0
 
     @property
     def config(self):
@@ -179,13 +183,16 @@ def check_equal(rank, world, case):
     expected, expected_norms = in_plain_torch(world, case)
     tolerance = 1e-4 if case.precision == "fp32" else 2e-2
     torch.testing.assert_close(norms, expected_norms, rtol=tolerance, atol=1e-6)
+    torch.manual_seed(case.config.seed)
+    start = DualEncoder(case.config.model).state_dict()
     for name, value in expected.items():
         difference = (found[name] - value).abs()
+        limit = case.limit + case.share * (value - start[name]).abs().max()
         if name.endswith("qkv.bias"):
             # the bias of the keys has no gradient but rounding, which AdamW enlarges
             keys = slice(len(difference) // 3, 2 * len(difference) // 3)
             difference[keys] = 0
-        assert difference.max() <= case.limit, f"{name} differs by {difference.max():.2e}"
+        assert difference.max() <= limit, f"{name} differs by {difference.max():.2e}"
 
 
 def through_deepspeed(rank, world, case):

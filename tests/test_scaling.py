@@ -21,7 +21,7 @@ def test_exchanges_are_bytes_over_bandwidth_and_calls():
     cluster = Cluster(call=1e-3, within_node=1e9, between_nodes=1e8, gpus_per_node=2)
     inside, outside = (step_seconds(CONFIG.model, 4, ranks, cluster, 10**6) for ranks in (2, 4))
     assert inside["weights"] == pytest.approx(1e-3 + 4e6 / 2 / 1e9)
-    assert outside["gradients"] == pytest.approx(1e-3 + 2e6 * 3 / 4 / 1e8)
+    assert outside["gradients"] == pytest.approx(1e-3 + 4e6 * 3 / 4 / 1e8)
     # three levels of 16 patients' 512 features, a call for each level
     assert outside["features"] == pytest.approx(3e-3 + 3 * 16 * 512 * 2 * 3 / 4 / 1e8)
 
