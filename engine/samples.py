@@ -2,8 +2,8 @@
 
 Features are those of the shared image encoder, neither mapped by a head nor normalised, as the
 authors' own fine-tuning uses them. At the patient level they are cat(left, right); several
-photographs of an eye count as their mean, and an eye that is missing or unknown is stood in for by
-the photographs that there are.
+photographs of an eye count as their mean. A missing eye is stood in for by its fellow, and both by
+a photograph of unknown eye where no eye is known.
 
 Shapes: F photographs, S samples, D the encoder's width, d = D or 2 D at the patient level.
 """
@@ -107,7 +107,7 @@ def _visits(photographs):
     for row, (visit, eye) in enumerate(pairs):
         visits.setdefault(visit, ([], [], []))[eye].append(row)
     return [
-        (tuple(left or unknown or right), tuple(right or unknown or left))
+        (tuple(left or right or unknown), tuple(right or left or unknown))
         for left, right, unknown in visits.values()
     ]
 
