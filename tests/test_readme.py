@@ -1,11 +1,17 @@
 """README.md and docs/: their figures are copies of records, the files that they name are there."""
 
 import re
+import shlex
 from pathlib import Path
 
+import pytest
+import typer
+
 from bench import report
+from engine.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def test_figures_are_those_of_the_newest_records():
@@ -17,9 +23,27 @@ def test_figures_are_those_of_the_newest_records():
 
 
 def test_linked_and_named_files_exist():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
         named = re.findall(r"`((?:bench|configs|docs|engine|kernels|tests)/[\w./-]+\.\w+)`", text)
         for place in [page.parent / link for link in links] + [ROOT / name for name in named]:
             assert place.exists(), f"{page.name} names {place}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_commands_have_these_names_and_options(page):
+    # shown on lines of their own, or in a sentence
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r"^ +(retclip .*)$|`(retclip [^`\n]*)`", text, re.MULTILINE)
+    for line in filter(None, (one or other for one, other in shown)):
+        words = shlex.split(line, comments=True)[1:]
+        command = typer.main.get_command(app)
+        while hasattr(command, "commands") and words:
+            assert words[0] in command.commands, f"{page.name}: {line}"
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        for word in words:
+            assert not word.startswith("--") or word.partition("=")[0] in known, (
+                f"{page.name}: {line}: has no option {word}"
+            )
