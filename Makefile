@@ -41,7 +41,8 @@ native: setup
 	$(BIN)/cmake -S . -B build/native -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build build/native --parallel 2
 
-# tests that need a GPU; from a bare checkout it uses whatever Python has torch
+# what needs a GPU: tests, compile gates, probes, benchmarks; from a bare checkout it uses whatever
+# Python has torch
 gpu-check:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu_check; \
 	else PYTHONPATH=. $(PYTHON) -m bench.gpu_check; fi

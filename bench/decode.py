@@ -52,7 +52,9 @@ def parse(argv=None):
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sizes", type=_size, nargs="+", default=SIZES, help="short sides, px")
-    parser.add_argument("--impl", nargs="+", choices=_NAMES, metavar="NAME", help=_listed())
+    parser.add_argument(
+        *("--impl", "--peers"), nargs="+", choices=_NAMES, metavar="NAME", help=_listed()
+    )
     parser.add_argument("--threads", type=int, help="of decoding; default: every core")
     parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="of real ones; JPEG")
     parser.add_argument("--quick", action="store_true", help="less exact, within two minutes")

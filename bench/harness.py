@@ -10,6 +10,22 @@ from pathlib import Path
 
 import torch
 
+
+class BenchError(ValueError):
+    """What a user of a benchmark can mend; the message is one line."""
+
+
+def exit_status(main, argv=None) -> int:
+    """Run a benchmark's main(argv): 0, its own status, or 1 with a BenchError's line."""
+    try:
+        done = main(argv)
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    # most return their record's path
+    return done if isinstance(done, int) else 0
+
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 

@@ -13,12 +13,13 @@ Shapes: K levels, B patients, D features.
 import argparse
 import json
 import os
+import sys
 
 import torch
 from rich.console import Console
 
 from bench.gpu import clock_log
-from bench.harness import peak_memory
+from bench.harness import BenchError, exit_status, peak_memory
 from bench.largest import largest_size
 from bench.measure import Subject, measure
 from bench.peers import ON_CPU, REGISTRY, Setting, built, from_file
@@ -27,10 +28,15 @@ from bench.table import show
 from bench.truth import DATA, DTYPES, make_inputs
 
 _MEASURED = ("kernels", "bench/*.py")
-_SETTINGS = ("levels", "width", "scale", "data", "dtype", "repeats", "budget")
+_SETTINGS = ("levels", "width", "scale", "data", "dtype", "repeats", "budget", "quick")
 # by device type: what fits, and what is done in minutes
 _SIZES = {"cuda": [256, 1024, 4096, 16384, 32768, 65536], "cpu": [1024, 4096, 8192]}
-_REPEATS, _BUDGET_S, _EAGER_LIMIT = {"cuda": 50, "cpu": 5}, {"cuda": 35, "cpu": 300}, {"cpu": 8192}
+_QUICK_SIZES = {"cuda": [1024, 4096, 16384], "cpu": [1024, 4096]}
+# by device type and --quick
+_REPEATS = {("cuda", False): 50, ("cpu", False): 5, ("cuda", True): 20, ("cpu", True): 3}
+_BUDGET_S = {("cuda", False): 35, ("cpu", False): 300, ("cuda", True): 10, ("cpu", True): 30}
+_EAGER_LIMIT = {"cpu": 8192}
+_TOOLS = ("nsight", "torch")
 
 
 def chosen_peers(options, device):
@@ -73,6 +79,27 @@ def print_peak(options, device):
     print(json.dumps(peak_memory(run, device)))
 
 
+def run_once(options, device):
+    """Run one implementation at one size once, warm, under a profiler; return no path.
+
+    The tool "torch" prints the operators and kernels that took longest; "nsight" is for
+    bench/ncu.sh, which looks between cudaProfilerStart and cudaProfilerStop only. Raises
+    BenchError where the implementation cannot run here.
+    """
+    # the benchmark itself needs nothing of the engine
+    from engine.tracing import profiled
+
+    subjects, missing = build_all(chosen_peers(options, device), options, device)
+    if not subjects:
+        raise BenchError(f"{missing[0]['implementation']}: {missing[0]['note']}")
+    run = subjects[0].both(make_inputs(options.sizes[0], options, device))
+    # compiles, and fills the caches
+    for _ in range(3):
+        run(lambda lap: None)
+    with profiled(options.once):
+        run(lambda lap: None)
+
+
 def parse(argv=None):
     """Return the command line's options, defaults by device filled in."""
     parser = argparse.ArgumentParser(
@@ -89,14 +116,20 @@ def parse(argv=None):
     parser.add_argument(
         "--largest", action="store_true", help="seek the largest B before memory ends"
     )
-    parser.add_argument("--output", help="JSON file; default bench/results/")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes, less exact")
+    parser.add_argument(
+        "--once", choices=_TOOLS, help="one run of one --only and --sizes, profiled"
+    )
+    parser.add_argument("--json", "--output", help="JSON file; default bench/results/")
     parser.add_argument("--plot", action="store_true", help="PNG files beside the JSON file")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    kind = torch.device(options.device).type
-    options.sizes = options.sizes or _SIZES[kind]
-    options.repeats = options.repeats or _REPEATS[kind]
-    options.budget = options.budget or _BUDGET_S[kind]
+    if options.once and (len(options.only or ()) != 1 or len(options.sizes or ()) != 1):
+        parser.error("--once: give one --only NAME and one of --sizes, for example --sizes 4096")
+    kind, quick = torch.device(options.device).type, options.quick
+    options.sizes = options.sizes or (_QUICK_SIZES if quick else _SIZES)[kind]
+    options.repeats = options.repeats or _REPEATS[kind, quick]
+    options.budget = options.budget or _BUDGET_S[kind, quick]
     options.eager_limit = options.eager_limit or _EAGER_LIMIT.get(kind)
     return options
 
@@ -112,7 +145,9 @@ def _add_inputs(parser):
 
 
 def _add_selection(parser):
-    parser.add_argument("--only", nargs="+", choices=REGISTRY, metavar="NAME", help=_names())
+    parser.add_argument(
+        *("--only", "--peers"), nargs="+", choices=REGISTRY, metavar="NAME", help=_names()
+    )
     parser.add_argument("--skip", nargs="+", choices=REGISTRY, metavar="NAME", default=[])
     parser.add_argument(
         "--impl",
@@ -140,6 +175,8 @@ def main(argv=None):
     if options.peak_of:
         print_peak(options, device)
         return None
+    if options.once:
+        return run_once(options, device)
     path = _measure_all(options, device)
     if options.plot:
         from bench.plots import write_plots
@@ -177,12 +214,13 @@ def _write(rows, facts, options, device):
     record = make_record(
         "loss", device, rows, folders=_MEASURED, packages=sorted(packages), **settings
     )
-    return write_record(record, options.output or _default_output(record, options))
+    return write_record(record, options.json or _default_output(record, options))
 
 
 def _default_output(record, options):
     """None for the usual inputs; else a name that no table of the README is made from."""
     unusual = [value for value in (options.dtype, options.data) if value not in _USUAL]
+    unusual += ["quick"] if options.quick else []
     if not unusual:
         return None
     device = record.device.lower().replace(" ", "-")
@@ -192,4 +230,4 @@ def _default_output(record, options):
 _USUAL = ("float32", "random")
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

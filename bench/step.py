@@ -53,7 +53,9 @@ def parse(argv=None):
     )
     _add_task(parser)
     names = f"of {', '.join(REGISTRY)}"
-    parser.add_argument("--impl", nargs="+", choices=REGISTRY, metavar="NAME", help=names)
+    parser.add_argument(
+        *("--impl", "--peers"), nargs="+", choices=REGISTRY, metavar="NAME", help=names
+    )
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="of our engine")
     parser.add_argument("--quick", action="store_true", help="less exact, within eight minutes")
     parser.add_argument("--repeats", type=int, help="turns of each implementation")
@@ -94,7 +96,9 @@ def _add_task(parser):
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--config", type=Path, metavar="RECIPE", help="YAML; default by device")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the recipe")
-    parser.add_argument("--batch", type=int, nargs="+", metavar="B", help="patients of a step")
+    parser.add_argument(
+        *("--batch", "--sizes"), type=int, nargs="+", metavar="B", help="patients of a step"
+    )
     parser.add_argument("--shards", type=Path, metavar="DIR", help="decoded photographs, too")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="of the shards' reports")
     parser.add_argument(

@@ -34,6 +34,7 @@ from engine.guards import Guard
 from engine.loading import loader_settings
 from engine.meters import Meters, check_wandb
 from engine.objective import Objective
+from engine.pretrained import note_preprocessing
 from engine.step import train_step
 from engine.stopping import StopRequest
 from engine.tracing import ProfilerWindow, parse_window, trace
@@ -68,7 +69,7 @@ def train(config, *, data, tokenizer, output, validation=None, window=None) -> N
             run = dataclasses.replace(run, stop=stop, watchdog=watchdog)
             if watchdog.off is not None:
                 run.meters.event(watchdog.off, level="warning")
-            profiler = ProfilerWindow(window, output)
+            profiler = ProfilerWindow(window, output, run.engine)
             try:
                 with run.saver:
                     run_steps(run, profiler)
@@ -131,6 +132,7 @@ def prepare(config, words, world, data, tokenizer, output, validation):
         average.load(engine, newest / checkpoint.AVERAGE, world)
     if world.is_main:
         run_folder.prepare(output, recipe, tokenizer)
+        note_preprocessing(output, reader.info)
     meters = Meters(
         output,
         steps=steps,
@@ -181,7 +183,7 @@ def prepare(config, words, world, data, tokenizer, output, validation):
 def run_steps(run, profiler):
     """The loop: fetch, step, log, validate, save, stop where asked to."""
     config, world, meters = run.config, run.world, run.meters
-    objective = Objective.from_config(config)
+    objective = profiler.objective(Objective.from_config(config))
     batches = iter(())
     for step in range(run.first, run.steps):
         profiler.step(step)
@@ -190,8 +192,7 @@ def run_steps(run, profiler):
             batches = run.loader.epoch(epoch, start_step=position)
         run.watchdog.at("waiting for data")
         started = time.perf_counter()
-        with trace("load"):
-            batch = next(batches).to(world.device)
+        batch = fetch(batches, world.device)
         waited = time.perf_counter() - started
         run.watchdog.at("training")
         seed_dropout(config.seed, step, world.rank)
@@ -220,6 +221,15 @@ def run_steps(run, profiler):
         if stops and done < run.steps:
             meters.event(f"stopped after step {done} of {run.steps}", step=done)
             return
+
+
+def fetch(batches, device):
+    """Return the next batch on a device."""
+    with trace("load"):
+        with trace("data wait"):
+            batch = next(batches)
+        with trace("host to device"):
+            return batch.to(device)
 
 
 def is_due(run, done):

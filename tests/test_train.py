@@ -171,6 +171,9 @@ def test_a_profiler_window_writes_a_trace(tiny_data, tmp_path):
     trace = json.loads((tmp_path / "run" / "profile.json").read_text())
     names = {event.get("name") for event in trace["traceEvents"]}
     assert {"load", "forward", "loss", "backward", "step"} <= names
+    inner = {"data wait", "host to device", "image tower", "text tower", "loss forward"}
+    assert inner | {"loss backward", "gradient reduction", "optimiser", "step 2"} <= names
+    assert "image tower" in done.stderr and "longest operators" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""A cohort to train on, and the run itself: `engine/train.py` in processes of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.harness import BenchError
+from dataload.reports import SentencePieceTokenizer
+from dataload.shards import ShardReader, build_shards
+from dataload.synthetic import make_cohort
+from engine.world import free_port
+
+_ROOT = Path(__file__).resolve().parents[1]
+# what `retclip tokenizer train` takes
+_VOCABULARY = 8000
+
+
+class TrainingFailed(BenchError):
+    """The run did not end well; the message holds its last words."""
+
+
+def build_cohort(work, options):
+    """Render patients, pack shards and learn a tokenizer under `work`; return both paths."""
+    manifest = make_cohort(work / "cohort", patients=options.patients)
+    build_shards(manifest, work / "shards", short_side=options.short_side)
+    shards, tokenizer = work / "shards" / "train", work / "tokenizer.model"
+    reports = ShardReader(shards).reports()
+    SentencePieceTokenizer.train(reports, tokenizer, vocabulary_size=_VOCABULARY)
+    return shards, tokenizer
+
+
+def launcher_of(kind):
+    """Return the words before `engine/train.py`: deepspeed on one GPU or the CPU, or Python."""
+    deepspeed = Path(sys.executable).parent / "deepspeed"
+    if not deepspeed.exists():
+        return [sys.executable]
+    one = ["--num_gpus", "1"] if kind == "cuda" else []
+    return [str(deepspeed), *one, "--master_port", str(free_port())]
+
+
+def run_training(work, options, keys):
+    """Train into `work`/run; return that folder and the launcher's name.
+
+    Raises TrainingFailed.
+    """
+    run, launcher = work / "run", launcher_of(options.device)
+    words = ["--config", options.config, "--data", options.shards, "--tokenizer", options.tokenizer]
+    words += ["--output", run, *(f"--{pair}" for pair in (*options.set, *keys))]
+    paths = filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])
+    done = subprocess.run(
+        [*launcher, str(_ROOT / "engine" / "train.py"), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        raise TrainingFailed(f"training ended with {done.returncode}: {last_words(done.stdout)}")
+    return run, Path(launcher[0]).name
+
+
+def last_words(text):
+    """Return the line that says what went wrong: an error of ours, or the last one there is."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("error: ")]
+    named = [line for line in lines if "Error:" in line]
+    return (ours or named or lines or ["no word"])[-1][:500]
