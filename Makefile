@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MANIFEST ?=
 SET ?=
 
-.PHONY: setup demo test test-full test-faults lint native gpu-check clean
+.PHONY: setup demo test test-full test-faults docs lint native gpu-check clean
 
 setup: $(VENV)/.complete
 
@@ -30,6 +30,10 @@ test-full: setup
 # kills at random and at every write, full disks, damaged files, hung ranks; about fifteen minutes
 test-faults: setup
 	$(BIN)/python -m pytest -m faults
+
+# the pages of docs/ as a site, build/site/index.html
+docs: setup
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 lint: setup
 	$(BIN)/ruff check .
