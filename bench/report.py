@@ -9,12 +9,12 @@ import json
 import re
 from pathlib import Path
 
-from bench import scaling
+from bench import learning, scaling
 from bench.decode_training import WORK
 from engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "clusters.md")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MIB = 2**20
 
@@ -103,8 +103,20 @@ def scaling_table() -> str:
     """The model of many GPUs as Markdown, each time in milliseconds."""
     config = load_config(ROOT / "configs" / "retclip_vit_b16.yaml")
     headings, lines = scaling.cells(scaling.rows(config, 1024, scaling.GPUS, scaling.Cluster()))
-    table = [f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines]]
-    return "\n".join([*table, "", f"Assumed: {scaling.Cluster().about()}."])
+    return "\n".join([*_table(headings, lines), "", f"Assumed: {scaling.Cluster().about()}."])
+
+
+def learning_table() -> str:
+    """What each change to the official loss taught, as Markdown."""
+    path, record = newest("learning-cpu")
+    settings = record["settings"]
+    headings, lines = learning.cells(record["rows"])
+    note = (
+        f"Means and standard errors of {settings['seeds']} seeds, {settings['steps']} steps on a "
+        f"rendered cohort of {settings['patients']:,} patients, a fifth of them held out "
+        f"({_source(path, record)})."
+    )
+    return "\n".join([*_table(headings, lines), "", note])
 
 
 TABLES = {
@@ -113,6 +125,7 @@ TABLES = {
     "decode": decode_table,
     "step": step_table,
     "scaling": scaling_table,
+    "learning": learning_table,
 }
 
 
@@ -133,6 +146,10 @@ def main(argv=None) -> int:
     for page, text in wanted.items():
         page.write_text(text, encoding="utf-8")
     return 0
+
+
+def _table(headings, lines):
+    return [f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines]]
 
 
 def _where(path, record):

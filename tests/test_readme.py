@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from bench import report
 from engine.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = report.PAGES
 
 
 def test_figures_are_those_of_the_newest_records():
@@ -47,3 +49,11 @@ def test_documented_commands_have_these_names_and_options(page):
             assert not word.startswith("--") or word.partition("=")[0] in known, (
                 f"{page.name}: {line}: has no option {word}"
             )
+
+
+def test_the_pages_become_a_site_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages <= {page.name for page in tmp_path.iterdir()}
