@@ -36,27 +36,32 @@ def start_build(script, manifest, output, workers):
 
 
 def test_twenty_kills_leave_the_identical_set(tmp_path):
-    manifest = write_tiny_cohort(tmp_path / "cohort", patients=60)
+    manifest = write_tiny_cohort(tmp_path / "cohort", patients=120)
     (manifest.parent / "photos/T007_left.jpg").write_text("text")
-    for number in range(0, 60, 5):
+    for number in range(0, 120, 5):
         for photograph in manifest.parent.glob(f"photos/T{number:03d}_*"):
             draw_photograph(number, "left", (1500, 1200)).save(photograph)
     script = tmp_path / "build.py"
     script.write_text(BUILD)
-    started = time.monotonic()
     assert start_build(script, manifest, tmp_path / "whole", 1).wait() == 0
-    duration = time.monotonic() - started
-    chance, finished = random.Random(0), []
+
+    def slices():
+        # notes of finished ones, which lie there until the end
+        return len(list((tmp_path / "killed").rglob("*.done")))
+
+    chance = random.Random(0)
     for kill in range(20):
+        before = slices()
         build = start_build(script, manifest, tmp_path / "killed", 1 + kill % 4 // 3)
-        time.sleep(chance.uniform(0.3, 0.9) * duration)
+        while slices() == before and build.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.05))
+        assert build.poll() is None, "the build had ended before it could be killed"
         os.kill(build.pid, signal.SIGKILL)
         build.wait()
-        finished.append(len(list((tmp_path / "killed").rglob("*.done"))))
+    assert slices()
     assert start_build(script, manifest, tmp_path / "killed", 2).wait() == 0
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
-    # notes of finished slices lie there until the end: the kills hit builds that were under way
-    assert any(finished)
 
 
 def test_finished_slices_are_not_made_again(tmp_path):

@@ -119,13 +119,15 @@ def test_the_plain_network_is_the_same_function(vision, one_eye):
     torch.testing.assert_close(found_text, text)
     left_out = masks(batch, config.loss, one_eye)
     found = plain_loss(found_image, found_text, plain.logit_scale.exp(), *left_out)
-    torch.testing.assert_close(found, total)
+    # sums of convolutions come in another order, and the scale of 90 enlarges their last digits
+    torch.testing.assert_close(found, total, rtol=1e-5, atol=1e-4)
     total.backward()
     found.backward()
     gradients = {name: part.grad for name, part in plain.named_parameters()}
     for name, part in ours.named_parameters():
-        # sums over the batch in another order, at a scale of 90
-        limit = 1e-4 * part.grad.abs().max().item()
+        # sums in another order, at a scale of 90; batch normalisation of few photographs enlarges
+        # what two memory formats of a convolution differ by
+        limit = (1e-3 if vision else 1e-4) * part.grad.abs().max().item()
         torch.testing.assert_close(gradients[name], part.grad, rtol=0, atol=limit, msg=name)
 
 
