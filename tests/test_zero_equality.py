@@ -12,8 +12,7 @@ def cases_of(rows, world):
     return [case for ranks, case in rows if ranks == world]
 
 
-# four processes on two cores take as long as all else here
-@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_two_settings_meet(world):
     run_ranks(check_cases, world, cases_of(every_pair(), world))
 
