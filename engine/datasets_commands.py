@@ -20,7 +20,11 @@ def datasets(
     from engine.evaluation_sets import SETS
 
     console = Console()
-    table = Table("name", "group", "task", "classes", "photographs", "GB", "licence")
+    table = Table()
+    # to be copied into the next command
+    table.add_column("name", no_wrap=True)
+    for heading in ("group", "task", "classes", "photographs", "GB", "licence"):
+        table.add_column(heading)
     for recipe in SETS.values():
         table.add_row(
             recipe.name,

@@ -64,9 +64,10 @@ class Case:
     def share(self):
         """By which share of its way a parameter may differ besides.
 
-        In bf16 a last digit of the scale or of a sum moves activations by 2^-8 further on.
+        In bf16 a last digit of the scale or of a sum moves activations by 2^-8 further on, at each
+        step. A gradient that is wrong by a factor of two is off by half of the way.
         """
-        return 2**-5 if self.precision == "bf16" else 0.0
+        return 2**-4 if self.precision == "bf16" else 0.0
 
     @property
     def config(self):
@@ -181,7 +182,8 @@ def check_equal(rank, world, case):
     """Train both ways and assert that every parameter agrees within the case's limit."""
     found, norms = through_deepspeed(rank, world, case)
     expected, expected_norms = in_plain_torch(world, case)
-    tolerance = 1e-4 if case.precision == "fp32" else 2e-2
+    # later steps start from weights whose last bits differ, which bf16 rounds apart
+    tolerance = 1e-4 if case.precision == "fp32" else 5e-2
     torch.testing.assert_close(norms, expected_norms, rtol=tolerance, atol=1e-6)
     torch.manual_seed(case.config.seed)
     start = DualEncoder(case.config.model).state_dict()
