@@ -36,9 +36,9 @@ def start_build(script, manifest, output, workers):
 
 
 def test_twenty_kills_leave_the_identical_set(tmp_path):
-    manifest = write_tiny_cohort(tmp_path / "cohort", patients=120)
+    manifest = write_tiny_cohort(tmp_path / "cohort", patients=240)
     (manifest.parent / "photos/T007_left.jpg").write_text("text")
-    for number in range(0, 120, 5):
+    for number in range(0, 240, 10):
         for photograph in manifest.parent.glob(f"photos/T{number:03d}_*"):
             draw_photograph(number, "left", (1500, 1200)).save(photograph)
     script = tmp_path / "build.py"
@@ -55,7 +55,7 @@ def test_twenty_kills_leave_the_identical_set(tmp_path):
         build = start_build(script, manifest, tmp_path / "killed", 1 + kill % 4 // 3)
         while slices() == before and build.poll() is None:
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.05))
+        time.sleep(chance.uniform(0, 0.02))
         assert build.poll() is None, "the build had ended before it could be killed"
         os.kill(build.pid, signal.SIGKILL)
         build.wait()
