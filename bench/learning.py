@@ -13,7 +13,6 @@ import argparse
 import csv
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,17 +21,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.harness import exit_status
 from bench.record import RESULTS, make_record, write_record
-from dataload.reports import SentencePieceTokenizer
-from dataload.shards import ShardReader, build_shards
-from dataload.synthetic import make_cohort
+from bench.train_run import build_cohort, start_training
 from engine.config import load_config
 from engine.evaluation import evaluate
 from engine.run_folder import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "demo.yaml"
-SIDE = 96
+SIDE, SHORT_SIDE = 96, 120
 # recipe keys by arm, each on top of those before it
 ARMS = {
     "official": {
@@ -63,14 +61,11 @@ def arm_keys(name):
 
 def prepare(folder, patients):
     """Render a cohort and build shards and a tokenizer; return (shards, tokenizer)."""
-    manifest = make_cohort(folder / "cohort", patients=patients, seed=0)
     findings = [finding.name for finding in load_config(RECIPE).evaluation.findings]
     columns = [f"{eye}_{name}" for name in findings for eye in ("left", "right")]
-    shards, tokenizer = folder / "shards", folder / "tokenizer.model"
-    build_shards(manifest, shards, short_side=120, holdout=0.2, keep_columns=tuple(columns))
-    reports = ShardReader(shards / "train").reports()
-    SentencePieceTokenizer.train(reports, tokenizer, vocabulary_size=8000)
-    return shards, tokenizer
+    packing = {"holdout": 0.2, "keep_columns": tuple(columns)}
+    shards, tokenizer = build_cohort(folder, patients, SHORT_SIDE, **packing)
+    return shards.parent, tokenizer
 
 
 def train(arm, seed, steps, shards, tokenizer, run):
@@ -87,8 +82,7 @@ def train(arm, seed, steps, shards, tokenizer, run):
     words = ["--config", RECIPE, "--data", shards / "train", "--validation", shards / "test"]
     words += ["--tokenizer", tokenizer, "--output", run]
     words += [f"--{key}={value}" for key, value in keys.items()]
-    command = [sys.executable, ROOT / "engine" / "train.py", *words]
-    subprocess.run([str(word) for word in command], check=True, cwd=ROOT, capture_output=True)
+    start_training([sys.executable], words)
     trained = load_run(run)
     found, _ = evaluate(trained.model, trained.tokenizer, trained.config, shards / "test")
     figures = found.to_dict()
@@ -208,4 +202,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -116,7 +116,9 @@ def main(argv=None):
         work = Path(folder)
         if options.shards is None:
             console.print(f"rendering {options.patients} patients, shards, tokenizer")
-            options.shards, options.tokenizer = build_cohort(work, options)
+            options.shards, options.tokenizer = build_cohort(
+                work, options.patients, options.short_side
+            )
         console.print(f"training {options.steps} steps of {options.batch} patients")
         run, launcher = run_training(work, options, step_keys(options))
         found = windows(run / "metrics.csv")

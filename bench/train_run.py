@@ -20,10 +20,13 @@ class TrainingFailed(BenchError):
     """The run did not end well; the message holds its last words."""
 
 
-def build_cohort(work, options):
-    """Render patients, pack shards and learn a tokenizer under `work`; return both paths."""
-    manifest = make_cohort(work / "cohort", patients=options.patients)
-    build_shards(manifest, work / "shards", short_side=options.short_side)
+def build_cohort(work, patients, short_side, **packing):
+    """Render patients, pack shards and learn a tokenizer under `work`.
+
+    Returns the training patients' shards and the tokenizer; `packing` goes to build_shards.
+    """
+    manifest = make_cohort(work / "cohort", patients=patients)
+    build_shards(manifest, work / "shards", short_side=short_side, **packing)
     shards, tokenizer = work / "shards" / "train", work / "tokenizer.model"
     reports = ShardReader(shards).reports()
     SentencePieceTokenizer.train(reports, tokenizer, vocabulary_size=_VOCABULARY)
@@ -47,6 +50,12 @@ def run_training(work, options, keys):
     run, launcher = work / "run", launcher_of(options.device)
     words = ["--config", options.config, "--data", options.shards, "--tokenizer", options.tokenizer]
     words += ["--output", run, *(f"--{pair}" for pair in (*options.set, *keys))]
+    start_training(launcher, words)
+    return run, Path(launcher[0]).name
+
+
+def start_training(launcher, words):
+    """Run engine/train.py with these words to its end; TrainingFailed where that is none."""
     paths = filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])
     done = subprocess.run(
         [*launcher, str(_ROOT / "engine" / "train.py"), *map(str, words)],
@@ -58,7 +67,6 @@ def run_training(work, options, keys):
     )
     if done.returncode:
         raise TrainingFailed(f"training ended with {done.returncode}: {last_words(done.stdout)}")
-    return run, Path(launcher[0]).name
 
 
 def last_words(text):

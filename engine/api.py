@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from engine.evaluation import prompt_encoder
 from engine.model import LEVELS
-from engine.photograph_features import image_head
+from engine.photograph_features import LEFT, RIGHT, UNKNOWN, image_head
 from engine.photograph_input import PhotographPreparer
 from engine.pretrained import load_pretrained
 from engine.prompt_classes import ClassPrompts, prompt_probabilities
@@ -174,10 +174,6 @@ class RetClip:
             present[index] = torch.tensor(there)
             features[index, present[index]] = unit[present[index]]
         return ImageFeatures(features=features, present=present, route=tuple(map(_route, patients)))
-
-
-# a patient's photographs: left, right, and one whose eye is not known
-LEFT, RIGHT, UNKNOWN = range(3)
 
 
 def _pair(left, right, unknown):

@@ -45,3 +45,13 @@ def run_command(app: typer.Typer, argv=None) -> int:
 def _raised_here(error):
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return any(Path(frame.f_code.co_filename).is_relative_to(ROOT / name) for name in PACKAGES)
+
+
+def load_model(model):
+    """Return (TrainedModel, device) of a model's folder, on the GPU where there is one."""
+    import torch
+
+    from engine.pretrained import load_pretrained
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_pretrained(model, device), device

@@ -9,6 +9,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from engine.commands import load_model
+
 app = typer.Typer(no_args_is_help=True, help="Measure a model on labelled photographs.")
 
 SOURCE = typer.Argument(..., help="Shard set's folder, or a manifest (CSV, JSONL).")
@@ -42,7 +44,7 @@ def probe(
     from engine.classification import assess_probe
 
     choice = _choice(labels, level, classes, ordered, split_column, seed, work)
-    trained, device = _load(model)
+    trained, device = load_model(model)
     assessment = assess_probe(trained, source, choice, device=device)
     _write(assessment, out, trained, model, source, seed)
 
@@ -67,7 +69,7 @@ def fewshot(
 
     choice = _choice(labels, level, classes, ordered, split_column, seed, work)
     numbers = _numbers("shots", shots)
-    trained, device = _load(model)
+    trained, device = load_model(model)
     assessment = assess_few_shot(trained, source, choice, shots=numbers, seeds=seeds, device=device)
     _write(assessment, out, trained, model, source, seed)
 
@@ -115,7 +117,7 @@ def finetune(
         rotation=rotation,
         official=official_protocol,
     )
-    trained, device = _load(model)
+    trained, device = load_model(model)
     assessment = assess_finetune(trained, source, choice, settings, seeds=seeds, device=device)
     _write(assessment, out, trained, model, source, seed)
 
@@ -139,7 +141,7 @@ def zeroshot(
     from engine.pretrained import PROMPTS
 
     choice = _choice(labels, level, classes, ordered, split_column, seed, work)
-    trained, device = _load(model)
+    trained, device = load_model(model)
     path = prompts or model / PROMPTS
     assessment = assess_zero_shot(trained, source, choice, path, own=prompts is None, device=device)
     _write(assessment, out, trained, model, source, seed, prompts=path.name)
@@ -157,7 +159,7 @@ def retrieval(
     from engine.patients import open_patients
     from engine.retrieval_files import write_retrieval
 
-    trained, device = _load(model)
+    trained, device = load_model(model)
     with open_patients(source, work=work, preparation=trained.preparation) as reader:
         found = measure_retrieval(trained, reader, device=device)
     write_retrieval(found, out, Console(), facts=_facts(trained, model, source))
@@ -181,7 +183,7 @@ def suite(
     wanted = tuple(dict.fromkeys(_words(methods)))
     if not wanted or not set(wanted) <= set(METHODS):
         raise typer.BadParameter(f"methods is {methods!r}: give {' or '.join(METHODS)}, or both")
-    trained, device = _load(model)
+    trained, device = load_model(model)
     plan = SuitePlan(
         methods=wanted,
         settings=FineTuning(official=official_protocol),
@@ -205,7 +207,7 @@ def predict(
     from engine.classifier import load_classifier
 
     kept = load_classifier(classifier)
-    trained, device = _load(model)
+    trained, device = load_model(model)
     samples, probabilities, failed = prediction.predict(
         trained, kept, manifest, device=device, work=work
     )
@@ -240,15 +242,6 @@ def _numbers(name, text):
     if not words or not all(word.isdecimal() and int(word) for word in words):
         raise typer.BadParameter(f"{name} is {text!r}: give whole numbers from 1, as 1,5,10")
     return tuple(int(word) for word in words)
-
-
-def _load(model):
-    import torch
-
-    from engine.pretrained import load_pretrained
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_pretrained(model, device), device
 
 
 def _facts(trained, model, source):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.model import LEVELS, DualEncoder
+from engine.model import LEVELS, DualEncoder, image_features
 
 
 def plain_copy(model):
@@ -37,20 +37,7 @@ class ImageTower(nn.Module):
         A missing eye is stood in for by its fellow at the patient level; its own level then holds
         a placeholder.
         """
-        count = left.shape[0]
-        eyes = self.visual(torch.cat([left, right]))
-        # not chunk: the number of pieces would depend on the batch
-        left, right = eyes[:count], eyes[count:]
-        has_left, has_right = present[0, :, None], present[1, :, None]
-        pair = [torch.where(has_left, left, right), torch.where(has_right, right, left)]
-        features = torch.stack(
-            [
-                self.heads["left"](left),
-                self.heads["right"](right),
-                self.heads["patient"](torch.cat(pair, dim=-1)),
-            ]
-        )
-        return F.normalize(features, dim=-1)
+        return image_features(self.visual, self.heads, left, right, present)
 
 
 class TextTower(nn.Module):

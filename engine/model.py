@@ -61,22 +61,7 @@ class DualEncoder(nn.Module):
         eye that is missing is replaced by its fellow at the patient level; its own level then holds
         a placeholder's feature that the caller leaves out.
         """
-        eyes = self.visual(torch.cat([left, right]))
-        left, right = eyes.chunk(2)
-        if present is not None:
-            has_left, has_right = present[0, :, None], present[1, :, None]
-            fellow_left = torch.where(has_left, left, right)
-            fellow_right = torch.where(has_right, right, left)
-        else:
-            fellow_left, fellow_right = left, right
-        features = torch.stack(
-            [
-                self.image_heads["left"](left),
-                self.image_heads["right"](right),
-                self.image_heads["patient"](torch.cat([fellow_left, fellow_right], dim=-1)),
-            ]
-        )
-        return F.normalize(features.float(), dim=-1)
+        return image_features(self.visual, self.image_heads, left, right, present)
 
     def encode_text(self, reports):
         """Reports to unit features (3, B, D).
@@ -99,3 +84,24 @@ class DualEncoder(nn.Module):
         """
         image = self.encode_image(batch.left, batch.right, batch.present_eyes)
         return image, self.encode_text(batch.packed), self.logit_scale.float().exp()
+
+
+def image_features(visual, heads, left, right, present=None):
+    """DualEncoder.encode_image of an image encoder and its heads alone, which exports hold."""
+    count = left.shape[0]
+    eyes = visual(torch.cat([left, right]))
+    # not chunk: a graph's number of pieces would depend on the batch
+    left, right = eyes[:count], eyes[count:]
+    fellow_left, fellow_right = left, right
+    if present is not None:
+        has_left, has_right = present[0, :, None], present[1, :, None]
+        fellow_left = torch.where(has_left, left, right)
+        fellow_right = torch.where(has_right, right, left)
+    features = torch.stack(
+        [
+            heads["left"](left),
+            heads["right"](right),
+            heads["patient"](torch.cat([fellow_left, fellow_right], dim=-1)),
+        ]
+    )
+    return F.normalize(features.float(), dim=-1)

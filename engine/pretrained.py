@@ -10,17 +10,13 @@ MODEL/prompts.yaml          prompts by class, for zero-shot use; optional
 import dataclasses
 from pathlib import Path
 
-import torch
 import yaml
 
 from dataload.photographs import Preparation
-from dataload.reports import load_tokenizer
 from dataload.shard_writer import DATASET_FILE
 from engine.checkpoint import WEIGHTS
 from engine.config import load_config
-from engine.model import DualEncoder
-from engine.run_folder import CONFIG, TrainedModel, kept_tokenizer, load_run
-from engine.weights import load_strictly, read_state
+from engine.run_folder import CONFIG, TrainedModel, assemble, load_run
 
 PREPROCESSING = "preprocessing.yaml"
 PROMPTS = "prompts.yaml"
@@ -85,15 +81,7 @@ def _check_folder(path):
 
 
 def _load_folder(path, device):
-    config = load_config(path / CONFIG)
-    model = DualEncoder(config.model)
-    load_strictly(model, read_state(path / WEIGHTS), str(path / WEIGHTS))
-    return TrainedModel(
-        model=model.to(torch.device(device)).eval(),
-        tokenizer=load_tokenizer(kept_tokenizer(path)),
-        config=config,
-        step=0,
-    )
+    return assemble(path, load_config(path / CONFIG), path / WEIGHTS, 0, device)
 
 
 def _read_preparation(path, config):

@@ -104,11 +104,16 @@ def load_run(run: Path, device="cpu", weights: str = "newest") -> TrainedModel:
     run = Path(run)
     config = load_config(run / CONFIG)
     path, step = _weights_of(run, config, weights)
+    return assemble(run, config, path, step, device)
+
+
+def assemble(folder: Path, config: Config, weights: Path, step: int, device) -> TrainedModel:
+    """Put a model together: its recipe, a file of weights, and the tokenizer in its folder."""
     model = DualEncoder(config.model)
-    load_strictly(model, read_weights(path), str(path))
+    load_strictly(model, read_weights(weights), str(weights))
     return TrainedModel(
         model=model.to(torch.device(device)).eval(),
-        tokenizer=load_tokenizer(kept_tokenizer(run)),
+        tokenizer=load_tokenizer(kept_tokenizer(folder)),
         config=config,
         step=step,
     )

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataload.records import EYES
+
 # a label of an eye is shared by its photographs; the features are the photograph's in both cases
 SAMPLE_LEVELS = ("photograph", "eye", "patient")
-EYE_NAMES = ("left", "right", "unknown")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +84,7 @@ def make_samples(photographs, level: str, raw: np.ndarray | None = None) -> Samp
         features=_features(raw, rows, level),
         patients=np.asarray(photographs.patient)[first].astype(np.int64),
         rows=tuple(rows),
-        eye=tuple("" if level == "patient" else EYE_NAMES[eyes[row]] for row in first),
+        eye=tuple("" if level == "patient" else EYES[eyes[row]] for row in first),
         patient_id=tuple(photographs.patient_id[row] for row in first),
         exam_id=tuple(photographs.exam_id[row] for row in first),
         photograph=tuple(_named(photographs, pair) for pair in rows),

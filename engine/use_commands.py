@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engine.commands import load_model
 from engine.progress import ProgressLine
 
 weights_app = typer.Typer(no_args_is_help=True, help="Published weights, in.")
@@ -54,7 +55,7 @@ def embed(
     from engine.patients import open_patients
 
     check_name(out)
-    trained, device = _load(model)
+    trained, device = load_model(model)
     parts = out.with_name(out.name + ".parts")
     keep = tuple(name.strip() for name in columns.split(",") if name.strip())
     options = {"columns": keep, "preparation": trained.preparation}
@@ -74,16 +75,6 @@ def embed(
         files = write_features(out, replace(found.table, facts=facts))
     remove_parts(parts)
     _say_embedded(found, files)
-
-
-def _load(model):
-    """Return (TrainedModel, device) on the GPU where there is one."""
-    import torch
-
-    from engine.pretrained import load_pretrained
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_pretrained(model, device), device
 
 
 def _check_same(out, trained, reader, level):
@@ -130,7 +121,7 @@ def search(
     if gallery and page is None:
         raise searching.SearchError("--gallery: needs --page, the file to write thumbnails to")
     table = read_features(index)
-    retclip = RetClip(*_load(model))
+    retclip = RetClip(*load_model(model))
     searching.check_index(table, retclip.trained, index)
     if _is_photograph(query):
         found = retclip.embed_images(**{_eye_of(query, eye): query})
@@ -207,7 +198,7 @@ def classify(
     from engine.api import RetClip
 
     eyes = _eyes(photograph, left, right, eye)
-    retclip = RetClip(*_load(model))
+    retclip = RetClip(*load_model(model))
     texts = _prompts(prompts, prompt, classes, language, model)
     found = retclip.zero_shot(**eyes, prompts=texts, multi_label=multi_label)
     values = dict(zip(found.classes, found.probabilities[0].tolist(), strict=True))
