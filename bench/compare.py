@@ -38,7 +38,7 @@ FIGURES = (
     ("total_s", "total_iqr_s", False),
 )
 # what names a row
-NAMES = ("work", "implementation", "recipe", "size", "batch", "input")
+NAMES = ("work", "implementation", "recipe", "size", "batch", "ranks", "input")
 # of a record, what must be alike for its times to mean the same
 MACHINE = ("device", "driver", "cpu", "threads")
 VERDICTS = ("faster", "slower", "no difference", "cannot tell")

@@ -17,9 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
-from bench.decode_engines import jpeg_engines
 from bench.decode_measure import measure
 from bench.decode_peers import PEERS as DECODERS
 from bench.decode_peers import why_not
@@ -30,7 +28,9 @@ from bench.decode_training import PEERS as SOURCES
 from bench.decode_training import SOURCE_SIDE, Cohort, make_shards, measure_training
 from bench.gpu import clock_log
 from bench.measure import attempt
-from bench.record import RESULTS, make_record, write_record
+from bench.plots import announce
+from bench.record import make_record, write_record
+from engine.jpeg_engines import jpeg_engines
 
 _MEASURED = ("dataload", "bench/*.py")
 _PACKAGES = ("pillow", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg")
@@ -93,13 +93,7 @@ def main(argv=None):
     torch.set_num_threads(1)
     record, path = _measure_all(options, torch.device(options.device))
     show(dataclasses.asdict(record))
-    if options.plot:
-        from bench.decode_plots import write_plots
-
-        for picture in write_plots(path):
-            Console().print(f"written to {picture}")
-    Console().print(f"written to {path}")
-    return path
+    return announce(path, options.plot)
 
 
 def _measure_all(options, device):
@@ -170,15 +164,8 @@ def _write(rows, facts, options, device):
         "decode", device, rows, folders=_MEASURED, packages=_PACKAGES, **settings, **facts
     )
     record = dataclasses.replace(record, threads=options.threads)
-    return record, write_record(record, options.json or _default_output(record, options))
-
-
-def _default_output(record, options):
-    """None for a full run of everything; else a name that no table is made from."""
-    if not options.quick:
-        return None
-    device = record.device.lower().replace(" ", "-")
-    return RESULTS / f"decode-quick-{device}-{record.created[:10]}.json"
+    variant = "quick" if options.quick else ""
+    return record, write_record(record, options.json, variant)
 
 
 if __name__ == "__main__":

@@ -1,53 +1,35 @@
-"""Pictures of a record of the decode benchmark: photographs per second by size, and end to end.
-
-python -m bench.decode_plots bench/results/decode-cpu-2026-11-25.json
-"""
-
-import json
-from pathlib import Path
+"""Pictures of a record of the decode benchmark: photographs per second by size, and end to end."""
 
 from bench.decode_table import TITLES, label
-from bench.plots import draw_command
+from bench.plots import blank, machine
 
 _MARKERS = "osD^vP*X<>hp"
 
 
-def write_plots(path):
-    """Write NAME-WORK.png beside the record NAME.json for every kind of work that it has.
+def figures(record):
+    """Return a figure for every kind of work that a record (a dictionary) has, by its name.
 
-    Lines over the sizes for "decode" and "resize", bars for "training"; returns their paths.
+    Lines over the sizes for "decode" and "resize", bars for "training".
     """
-    path = Path(path)
-    record = json.loads(path.read_text(encoding="utf-8"))
-    written = []
+    found = {}
     for work, title in TITLES.items():
         rows = [row for row in record["rows"] if row.get("work") == work and "cpu_ms" in row]
         if rows:
-            target = path.with_name(f"{path.stem}-{work}.png")
-            draw = _bars if work == "training" else _lines
-            _picture(rows, draw, f"{title}\n{_machine(record)}", target)
-            written.append(target)
-    return written
+            threads = f"{record['settings']['threads']} threads"
+            title = f"{title}\n{machine(record)}; {threads}"
+            found[work] = _picture(rows, _bars if work == "training" else _lines, title)
+    return found
 
 
-def _machine(record):
-    device = record["cpu"] if record["device"] == "cpu" else f"{record['device']}, {record['cpu']}"
-    return f"{device}; {record['settings']['threads']} threads"
-
-
-def _picture(rows, draw, title, target):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
+def _picture(rows, draw, title):
+    figure = blank(9, 5.5)
     axes = figure.add_subplot()
     draw(axes, rows)
     axes.set_title(title, fontsize=11)
     axes.grid(axis="y", which="both", alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside right center", fontsize=9)
-    figure.savefig(target, dpi=150)
+    return figure
 
 
 def _lines(axes, rows):
@@ -69,12 +51,3 @@ def _bars(axes, rows):
     bars = axes.bar(list(map(label, rows)), [row["photographs_per_s"] for row in rows])
     axes.bar_label(bars, fmt="{:,.0f}")
     axes.set_ylabel("photographs/s")
-
-
-def main(argv=None):
-    """Draw the pictures of one record and print their paths."""
-    draw_command(write_plots, __doc__, argv)
-
-
-if __name__ == "__main__":
-    main()

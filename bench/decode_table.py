@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
+from bench.targets import target_lines
+
 TITLES = {
     "decode": "decode",
     "resize": "decode and resize to 224 px",
@@ -59,19 +61,6 @@ def _table(title, rows):
             size = row["size"]
         table.add_row(*(text(row) for _, text in COLUMNS))
     return table
-
-
-def target_lines(record):
-    """Return one line per target: what is asked, what was measured, the verdict."""
-    lines = []
-    for found in record["settings"]["targets"]:
-        parts = [f"{found['target']}: at least {found['least']:,g}"]
-        if found["measured"] is not None:
-            parts.append(f"measured {found['measured']:,.2f}")
-        if found["by_processor"] is not None:
-            parts.append(f"by processor time {found['by_processor']:,.2f}")
-        lines.append(f"target: {', '.join(parts)}: {found['verdict']}")
-    return lines
 
 
 def notes(record):

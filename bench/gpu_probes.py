@@ -41,8 +41,8 @@ def dali_decode() -> str:
     import torch
     from nvidia.dali import fn, pipeline_def
 
-    from bench.decode_engines import jpeg_engines
     from dataload.synthetic import make_cohort
+    from engine.jpeg_engines import jpeg_engines
 
     with tempfile.TemporaryDirectory() as folder:
         make_cohort(Path(folder), patients=2, workers=1)

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.harness import exit_status
-from bench.record import RESULTS, make_record, write_record
+from bench.plots import announce
+from bench.record import make_record, write_record
 from bench.train_run import build_cohort, start_training
 from engine.config import load_config
 from engine.evaluation import evaluate
@@ -140,22 +141,6 @@ def cells(rows):
     return headings, lines
 
 
-def write_plot(rows, path):
-    """Draw recall@5 on held-out patients against steps, a colour for each arm, a line a seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
-        for row in [row for row in rows if row["arm"] == arm]:
-            label = arm if row["seed"] == rows[0]["seed"] else None
-            axes.plot(*zip(*row["curve"], strict=True), color=f"C{number}", label=label)
-    axes.axhline(rows[0]["chance@5"], color="grey", linestyle=":", label="chance")
-    axes.set(xlabel="steps", ylabel="recall@5, held-out patients")
-    axes.legend()
-    figure.savefig(path)
-
-
 def main(argv=None):
     """Train every arm with every seed, print the summary, write the record; return its path."""
     parser = argparse.ArgumentParser(
@@ -167,7 +152,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--patients", type=int, default=1500, help="of the rendered cohort")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: in bench/results/")
-    parser.add_argument("--plot", action="store_true", help="an SVG file beside the JSON file")
+    parser.add_argument("--plot", action="store_true", help="a PNG file beside the JSON file")
     options = parser.parse_args(argv)
     console, rows = Console(width=120), []
     with tempfile.TemporaryDirectory() as folder:
@@ -193,12 +178,7 @@ def main(argv=None):
         side=SIDE,
         arms={arm: arm_keys(arm) for arm in ARMS},
     )
-    default = RESULTS / f"learning-cpu-{record.created[:10]}.json"
-    path = write_record(record, options.json or default)
-    if options.plot:
-        write_plot(rows, path.with_suffix(".svg"))
-    console.print(f"written to {path}")
-    return path
+    return announce(write_record(record, options.json), options.plot)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,17 @@ import os
 import sys
 
 import torch
-from rich.console import Console
 
 from bench.gpu import clock_log
 from bench.harness import BenchError, exit_status, peak_memory
 from bench.largest import largest_size
+from bench.loss_targets import TARGETS
 from bench.measure import Subject, measure
 from bench.peers import ON_CPU, REGISTRY, Setting, built, from_file
-from bench.record import RESULTS, make_record, write_record
+from bench.plots import announce
+from bench.record import make_record, write_record
 from bench.table import show
+from bench.targets import judged
 from bench.truth import DATA, DTYPES, make_inputs
 
 _MEASURED = ("kernels", "bench/*.py")
@@ -178,13 +180,7 @@ def main(argv=None):
     if options.once:
         return run_once(options, device)
     path = _measure_all(options, device)
-    if options.plot:
-        from bench.plots import write_plots
-
-        for picture in write_plots(path):
-            Console().print(f"written to {picture}")
-    Console().print(f"written to {path}")
-    return path
+    return announce(path, options.plot)
 
 
 def _measure_all(options, device):
@@ -210,21 +206,18 @@ def _measure_all(options, device):
 def _write(rows, facts, options, device):
     """Write the record and return its path."""
     packages = {peer.package for peer in REGISTRY.values() if peer.package}
+    facts["targets"] = judged(TARGETS, device.type, rows)
     settings = {name: getattr(options, name) for name in _SETTINGS} | facts
     record = make_record(
         "loss", device, rows, folders=_MEASURED, packages=sorted(packages), **settings
     )
-    return write_record(record, options.json or _default_output(record, options))
+    return write_record(record, options.json, _variant(options))
 
 
-def _default_output(record, options):
-    """None for the usual inputs; else a name that no table of the README is made from."""
+def _variant(options):
+    """Return what sets a run apart from the one that tables are made from."""
     unusual = [value for value in (options.dtype, options.data) if value not in _USUAL]
-    unusual += ["quick"] if options.quick else []
-    if not unusual:
-        return None
-    device = record.device.lower().replace(" ", "-")
-    return RESULTS / f"loss-{'-'.join(unusual)}-{device}-{record.created[:10]}.json"
+    return "-".join([*unusual, *(["quick"] if options.quick else [])])
 
 
 _USUAL = ("float32", "random")

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bench.gpu_probes import MISSING
 from bench.headlines import headline
-from bench.record import RESULTS
+from bench.record import results_folder
 
 PARTS = ("loss", "decode", "step", "train")
 # what a part cannot do without, beyond what every machine of ours has
@@ -62,11 +62,10 @@ def parse(argv=None):
 
 
 def default_folder(kind, quick):
-    """Return bench/results/<date>-<device>, with "-quick" at its end where tables ignore it."""
+    """Return the folder of this device and day, with "-quick" at its end where tables ignore it."""
     device = torch.cuda.get_device_name() if kind == "cuda" else "cpu"
-    day = datetime.datetime.now(datetime.UTC).date()
-    name = f"{day}-{device.lower().replace(' ', '-')}"
-    return RESULTS / (f"{name}-quick" if quick else name)
+    folder = results_folder(device, datetime.datetime.now(datetime.UTC).date())
+    return folder.with_name(f"{folder.name}-quick") if quick else folder
 
 
 def words_of(part, options):

@@ -1,117 +1,68 @@
-"""Pictures of a record of the loss benchmark: time, memory and error against B, a line each.
+"""Pictures of records: PNG files beside a record, SVG files for docs/.
 
-python -m bench.plots bench/results/loss-cpu-2026-11-24.json
+What is drawn is told by bench/NAME_plots.py for the benchmark NAME: its `figures(record)` returns
+{name: Figure}, without those of which the record holds no value.
+
+python -m bench.plots bench/results/2026-11-25-cpu/loss.json
 """
 
 import argparse
+import importlib
 import json
 from pathlib import Path
 
-OURS = ("triton", "torch")
-PICTURES = (
-    ("time", "forward + backward, ms", (("total_s", 1e3),)),
-    ("memory", "peak above the inputs, MiB", (("peak_bytes", 1 / 2**20),)),
-    (
-        "error",
-        "largest relative error of a feature's gradient",
-        (("image_gradient_error", 1.0), ("text_gradient_error", 1.0)),
-    ),
-)
-_MARKERS = "osD^vP*X<>hpd"
-# the ten of matplotlib, then darker and lighter ones
-_COLOURS = (*(f"C{index}" for index in range(10)), "#222222", "#7a5a00", "#00695c", "#b71c8c")
-_COLOURS += ("#f4b400", "#90a4ae", "#a5d16b")
+
+def blank(width, height):
+    """Return an empty matplotlib Figure of that many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def machine(record):
+    """Return what a record's times were measured on, in words."""
+    return record["cpu"] if record["device"] == "cpu" else record["device"]
+
+
+def figures_of(record):
+    """Return {name: Figure} of a record (a dictionary) of any benchmark that has pictures."""
+    return importlib.import_module(f"bench.{record['benchmark']}_plots").figures(record)
 
 
 def write_plots(path):
-    """Write NAME-time.png, NAME-memory.png and NAME-error.png beside the record NAME.json.
-
-    Returns their paths; a picture of which the record holds no figure is left out.
-    """
+    """Write NAME-FIGURE.png beside the record NAME.json for each of its figures; return paths."""
     path = Path(path)
-    record = json.loads(path.read_text(encoding="utf-8"))
-    # by their place in the whole record, so that a line looks alike in every picture
-    order = list(dict.fromkeys(row["implementation"] for row in record["rows"]))
     written = []
-    for name, label, keys in PICTURES:
-        lines = lines_of(record["rows"], keys)
-        if lines:
-            target = path.with_name(f"{path.stem}-{name}.png")
-            styles = {line: _style(line, order.index(line)) for line in lines}
-            _draw(lines, styles, label, _title(record), target)
-            written.append(target)
+    for name, figure in figures_of(json.loads(path.read_text(encoding="utf-8"))).items():
+        written.append(path.with_name(f"{path.stem}-{name}.png"))
+        figure.savefig(written[-1], dpi=150)
     return written
 
 
-def lines_of(rows, keys):
-    """Return {implementation: [(B, value), ...]}, the largest of (key, factor) as its value."""
-    lines = {}
-    for row in rows:
-        found = [row[key] * factor for key, factor in keys if row.get(key)]
-        if found and row["size"]:
-            lines.setdefault(row["implementation"], []).append((row["size"], max(found)))
-    return {name: sorted(points) for name, points in lines.items()}
+def announce(path, plot):
+    """Draw the pictures of a record if `plot`, print what was written, and return its path."""
+    for written in [*(write_plots(path) if plot else []), path]:
+        print(f"written to {written}")
+    return path
 
 
-def _title(record):
-    settings = record["settings"]
-    dtype, data = settings.get("dtype", "float32"), settings.get("data", "random")
-    device = record["cpu"] if record["device"] == "cpu" else record["device"]
-    kind = f"{settings['levels']} levels, d = {settings['width']}, {dtype}, {data} features"
-    return f"Tripartite loss on {device}\n{kind}"
+def write_svg(figure, path, description):
+    """Write a figure as SVG whose metadata hold `description`, and no date."""
+    import matplotlib
 
-
-def _style(name, index):
-    ours = name in OURS
-    return {
-        "color": _COLOURS[index % len(_COLOURS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-        "linewidth": 2.8 if ours else 1.3,
-        "zorder": 3 if ours else 2,
-    }
-
-
-def _draw(lines, styles, label, title, target):
-    """One picture, both axes logarithmic, its legend beside it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
-
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for name, points in lines.items():
-        axes.plot(*zip(*points, strict=True), label=name, **styles[name])
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    every = sorted({size for points in lines.values() for size, _ in points})
-    axes.set_xticks(every)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, place: f"{int(size):,}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    values = [value for points in lines.values() for _, value in points]
-    # within a decade the labels between its powers are the only ones
-    if max(values) > 10 * min(values):
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    if min(values) > 1e-3:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
-    axes.set(xlabel="patients B", ylabel=label)
-    axes.set_title(title, fontsize=11)
-    axes.grid(which="both", alpha=0.25)
-    figure.legend(loc="outside right center", fontsize=9)
-    figure.savefig(target, dpi=150)
-
-
-def draw_command(draw, about, argv=None):
-    """Draw the pictures of the record that is named, by `draw(path)`, and print their paths."""
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("record", type=Path)
-    for path in draw(parser.parse_args(argv).record):
-        print(path)
+    # the same figure gives the same file: names inside are made from this, not drawn at random
+    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path, metadata={"Date": None, "Description": description})
 
 
 def main(argv=None):
     """Draw the pictures of one record and print their paths."""
-    draw_command(write_plots, __doc__, argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("record", type=Path)
+    for path in write_plots(parser.parse_args(argv).record):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a benchmark leaves: its rows, the machine, the versions, the commit, the command, as JSON.
 
-A figure counts only with this beside it (STYLE.md, rule 19); files lie in bench/results/.
+A figure counts only with this beside it (STYLE.md, rule 19); files lie in bench/results/
+<date>-<device>/.
 """
 
 import dataclasses
@@ -96,11 +97,36 @@ def make_record(benchmark, device, rows, *, folders, packages=(), **settings):
     )
 
 
-def write_record(record, path=None):
-    """Write `record` as JSON to `path`, or to bench/results/ named by benchmark, device and day."""
+def newest(benchmark):
+    """Return the newest full record of a benchmark on every device: [(path, dictionary), ...].
+
+    Records of GPUs come first. Files beside BENCHMARK.json, and folders that end in -quick, are
+    those of runs that were not whole.
+    """
+    found = {}
+    for path in RESULTS.glob(f"*/{benchmark}.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        best = found.get(record["device"])
+        whole = not record["settings"].get("quick")
+        if whole and (best is None or record["created"] > best[1]["created"]):
+            found[record["device"]] = path, record
+    return sorted(found.values(), key=lambda entry: (entry[1]["device"] == "cpu", entry[0]))
+
+
+def results_folder(device, day):
+    """Return bench/results/<day>-<device>, where the records of a device and day lie."""
+    return RESULTS / f"{day}-{device.lower().replace(' ', '-')}"
+
+
+def write_record(record, path=None, variant=""):
+    """Write `record` as JSON to `path`, or into its folder of bench/results/; return the path.
+
+    There it is BENCHMARK.json, or BENCHMARK-VARIANT.json: `variant` names what sets a run apart
+    from the full one, and no table is made from such a record.
+    """
     if path is None:
-        device = record.device.lower().replace(" ", "-")
-        path = RESULTS / f"{record.benchmark}-{device}-{record.created[:10]}.json"
+        name = "-".join(filter(None, [record.benchmark, variant]))
+        path = results_folder(record.device, record.created[:10]) / f"{name}.json"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")

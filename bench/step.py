@@ -20,16 +20,17 @@ import os
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from bench.harness import in_fresh_process, peak_memory
-from bench.record import RESULTS, make_record, write_record
+from bench.plots import announce
+from bench.record import make_record, write_record
 from bench.step_measure import Streak, attempt, measure
 from bench.step_peers import REGISTRY
 from bench.step_table import show
-from bench.step_targets import verdicts
+from bench.step_targets import TARGETS
 from bench.step_task import ShardBatches, SyntheticBatches, Task, settled
 from bench.step_world import RUNTIMES, joined, resolve_runtime
+from bench.targets import judged
 from dataload.reports import load_tokenizer
 from engine.config import ConfigError, load_config, to_dict
 
@@ -123,13 +124,7 @@ def main(argv=None):
     with joined(runtime, device) as world:
         record, path = _measure_all(options, runtime, world, peaks)
     show(dataclasses.asdict(record))
-    if options.plot:
-        from bench.step_plots import write_plots
-
-        for picture in write_plots(path):
-            Console().print(f"written to {picture}")
-    Console().print(f"written to {path}")
-    return path
+    return announce(path, options.plot)
 
 
 def _measure_all(options, runtime, world, peaks):
@@ -217,19 +212,15 @@ def _write(rows, cases, options, device):
     settings = {name: getattr(options, name) for name in ("seconds", "repeats", "quick", "runtime")}
     settings["recipe"] = to_dict(options.recipe)
     settings["about"] = {peer.name: peer.about for peer in options.peers}
-    settings |= {"targets": verdicts(rows, device), "cases": cases}
+    settings |= {"targets": judged(TARGETS, device.type, rows), "cases": cases}
     rows = rows + options.missing
     record = make_record("step", device, rows, folders=_MEASURED, packages=_PACKAGES, **settings)
-    return record, write_record(record, options.json or _default_output(record, options))
+    return record, write_record(record, options.json, _variant(options))
 
 
-def _default_output(record, options):
-    """None for a full run of everything; else a name that no table is made from."""
-    if not (options.quick or options.impl or options.set):
-        return None
-    device = record.device.lower().replace(" ", "-")
-    kind = "quick" if options.quick else "part"
-    return RESULTS / f"step-{kind}-{device}-{record.created[:10]}.json"
+def _variant(options):
+    """Return what sets a run apart from the full one that tables are made from."""
+    return "quick" if options.quick else "part" if options.impl or options.set else ""
 
 
 if __name__ == "__main__":

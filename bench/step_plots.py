@@ -1,50 +1,32 @@
-"""Pictures of a record of the step benchmark: patients per second, and milliseconds by phase.
+"""Pictures of a record of the step benchmark: patients/s, MFU, and milliseconds by phase."""
 
-python -m bench.step_plots bench/results/step-cpu-2026-11-25.json
-"""
-
-import json
-from pathlib import Path
-
-from bench.plots import draw_command
+from bench.plots import blank, machine
 from bench.step_phases import PHASES, UNSPLIT
 
 
-def write_plots(path):
-    """Write NAME-speed.png and NAME-phases.png beside the record NAME.json; return their paths."""
-    path = Path(path)
-    record = json.loads(path.read_text(encoding="utf-8"))
+def figures(record):
+    """Return the figures "speed", "mfu" and "phases" of a record (a dictionary)."""
     rows = [row for row in record["rows"] if row.get("patients_per_s")]
-    written = []
-    for name, draw in (("speed", _draw_speed), ("phases", _draw_phases)) if rows else ():
-        target = path.with_name(f"{path.stem}-{name}.png")
-        _picture(rows, draw, _machine(record), target)
-        written.append(target)
-    return written
-
-
-def _machine(record):
-    return record["cpu"] if record["device"] == "cpu" else record["device"]
+    if not rows:
+        return {}
+    drawn = {"speed": _draw_speed, "mfu": _draw_mfu, "phases": _draw_phases}
+    return {name: _picture(rows, draw, machine(record)) for name, draw in drawn.items()}
 
 
 def _label(row):
     return f"{row['implementation']}\nB = {row['batch']:,}, {row['input']}"
 
 
-def _picture(rows, draw, machine, target):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.2 + 0.6 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+def _picture(rows, draw, where):
+    figure = blank(9, 1.2 + 0.6 * len(rows))
     axes = figure.add_subplot()
     draw(axes, rows)
     axes.invert_yaxis()
-    axes.set_title(f"One training step on {machine}", fontsize=11)
+    axes.set_title(f"One training step on {where}", fontsize=11)
     axes.grid(axis="x", alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside right center", fontsize=9)
-    figure.savefig(target, dpi=150)
+    return figure
 
 
 def _draw_speed(axes, rows):
@@ -57,6 +39,14 @@ def _draw_speed(axes, rows):
     axes.set_xlabel("patients/s")
 
 
+def _draw_mfu(axes, rows):
+    shares = [100 * (row["mfu_gemm"] or 0.0) for row in rows]
+    bars = axes.barh([_label(row) for row in rows], shares)
+    axes.bar_label(bars, fmt="{:.0f}", padding=4)
+    axes.set_xlabel("MFU, % of the rate of a large matrix product in the same run")
+    axes.set_xlim(0, 100)
+
+
 def _draw_phases(axes, rows):
     """Stacked bars of milliseconds for a patient, so that batch sizes can be compared."""
     left = [0.0] * len(rows)
@@ -66,12 +56,3 @@ def _draw_phases(axes, rows):
             axes.barh([_label(row) for row in rows], widths, left=left, label=phase)
         left = [before + width for before, width in zip(left, widths, strict=True)]
     axes.set_xlabel("ms for each patient")
-
-
-def main(argv=None):
-    """Draw the pictures of one record and print their paths."""
-    draw_command(write_plots, __doc__, argv)
-
-
-if __name__ == "__main__":
-    main()

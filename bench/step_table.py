@@ -5,6 +5,7 @@ from rich.table import Table
 
 from bench.step_measure import predicted_seconds
 from bench.step_phases import PHASES
+from bench.targets import target_lines
 
 GIB = 1 << 30
 
@@ -60,16 +61,6 @@ COLUMNS = (
     ("first loss", _plain("first_loss", ".5f")),
     ("off", _plain("first_loss_off", ".1e")),
 )
-
-
-def target_lines(record):
-    """Return one line per target: what is asked, what was measured, the verdict."""
-    lines = []
-    for found in record["settings"]["targets"]:
-        measured = "" if found["measured"] is None else f", measured {found['measured']:.3g}"
-        asked = f"{found['target']}: {found['bound']}"
-        lines.append(f"target: {asked}{measured}: {found['verdict']}")
-    return lines
 
 
 def roofline_lines(record):

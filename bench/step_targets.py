@@ -3,30 +3,10 @@
 A row is one implementation at one batch size with one kind of input, "synthetic" or "shards".
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from bench.targets import Target
 
 # of the first loss, relative
 AGREEMENT = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """One demand on that type of device, None for any: `measured(rows)` is at least `least`, or at
-    most `most`; it is None where the rows for it are missing."""
-
-    says: str
-    measured: Callable
-    device: str | None = None
-    least: float | None = None
-    most: float | None = None
-
-    def verdict(self, measured):
-        """Return "met", "not met" or "not measured"."""
-        if measured is None:
-            return "not measured"
-        met = measured >= self.least if self.most is None else measured <= self.most
-        return "met" if met else "not met"
 
 
 def _by_batch(rows, name, source="synthetic"):
@@ -121,16 +101,3 @@ TARGETS = (
     ),
     Target(says="first loss off plain PyTorch's, relative", most=AGREEMENT, measured=_disagreement),
 )
-
-
-def verdicts(rows, device):
-    """Return a dictionary per target: "target", "bound", "measured" (or None), "verdict"."""
-    found = []
-    for target in TARGETS:
-        applies = target.device in (None, device.type)
-        measured = target.measured(rows) if applies else None
-        bound = f"at least {target.least:g}" if target.most is None else f"at most {target.most:g}"
-        on = {"cuda": "on a GPU", "cpu": "on a CPU", None: "anywhere"}[target.device]
-        named = {"target": f"{target.says} ({on})", "bound": bound}
-        found.append(named | {"measured": measured, "verdict": target.verdict(measured)})
-    return found

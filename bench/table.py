@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
+from bench.targets import target_lines
+
 GIB = 1 << 30
 
 
@@ -19,7 +21,7 @@ def show(rows, facts, device):
     for row in rows:
         table.add_row(*(_cell(column, row, eager) for column in columns))
     console.print(table)
-    for line in notes(rows, facts):
+    for line in [*target_lines({"settings": facts}), *notes(rows, facts)]:
         # a note may hold square brackets, which are no markup
         console.print(line, markup=False, highlight=False)
 

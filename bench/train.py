@@ -8,6 +8,7 @@ memory already (bench.step). The record lands in bench/results/.
     python -m bench.train                                       the demo's recipe, or the paper's
     python -m bench.train --shards DIR --tokenizer FILE --batch 1024
     python -m bench.train --quick --synthetic step.json         a record of bench.step to stand by
+    python -m bench.train --ranks 1 2 4 8                       as many patients on each GPU
 """
 
 import argparse
@@ -21,11 +22,13 @@ import torch
 from rich.console import Console
 
 from bench.harness import exit_status
-from bench.record import RESULTS, make_record, write_record
+from bench.plots import announce
+from bench.record import make_record, write_record
+from bench.targets import judged
 from bench.train_run import build_cohort, run_training
 from bench.train_synthetic import synthetic_row
 from bench.train_table import show
-from bench.train_targets import verdicts
+from bench.train_targets import TARGETS
 from bench.train_windows import summary, windows
 from engine.config import ConfigError, load_config, to_dict
 
@@ -54,7 +57,8 @@ def parse(argv=None):
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--config", type=Path, metavar="RECIPE", help="YAML; default by device")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the recipe")
-    parser.add_argument("--batch", type=int, help="patients of a step; default the recipe's")
+    parser.add_argument("--batch", type=int, help="patients of a rank; default the recipe's")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="GPUs, CPU processes")
     parser.add_argument("--steps", type=int, help="optimiser steps")
     parser.add_argument("--warm-up", type=int, help="steps that do not count")
     parser.add_argument("--patients", type=int, help="of the rendered cohort")
@@ -119,42 +123,46 @@ def main(argv=None):
             options.shards, options.tokenizer = build_cohort(
                 work, options.patients, options.short_side
             )
-        console.print(f"training {options.steps} steps of {options.batch} patients")
-        run, launcher = run_training(work, options, step_keys(options))
-        found = windows(run / "metrics.csv")
-        events = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    names = {"implementation": "engine.train", "input": "shards", "batch": options.batch}
-    row = names | {"recipe": options.config.stem} | summary(found, options.warm_up)
-    rows = [row, synthetic_row(options, row)]
-    record = _record(rows, found, options, device, launcher, events)
-    path = write_record(record, options.json or _default_output(record, options))
+        runs = [_trained(ranks, work, options, console) for ranks in options.ranks]
+    rows = [row for row, _ in runs]
+    for row in rows[1:]:
+        alone = rows[0]["patients_per_s"] / rows[0]["ranks"]
+        row["efficiency"] = row["patients_per_s"] / row["ranks"] / alone
+    rows.insert(1, synthetic_row(options, rows[0]))
+    record = _record(rows, runs[0][1], options, device)
+    path = write_record(record, options.json, _variant(options))
     show(dataclasses.asdict(record))
-    if options.plot:
-        from bench.train_plots import write_plots
-
-        for picture in write_plots(path):
-            Console().print(f"written to {picture}")
-    Console().print(f"written to {path}")
-    return path
+    return announce(path, options.plot)
 
 
-def _record(rows, found, options, device, launcher, events):
-    """The Record of both rows, with every row of metrics.csv that was read."""
-    names = ("quick", "patients", "steps", "warm_up", "log_every", "short_side")
-    settings = {name: getattr(options, name) for name in names}
-    settings |= {"recipe": to_dict(options.recipe), "launcher": launcher}
-    settings |= {"events": [json.loads(line)["message"] for line in events]}
-    settings |= {"targets": verdicts(rows, device), "windows": found}
+def _trained(ranks, work, options, console):
+    """Train on that many ranks; return the row, and what else of the first run is recorded."""
+    batch = ranks * options.batch
+    console.print(f"training {options.steps} steps of {batch} patients, ranks: {ranks}")
+    keys = [*step_keys(options), f"training.batch_size={batch}"]
+    run, launcher = run_training(work / f"run-{ranks}", options, keys, ranks)
+    found = windows(run / "metrics.csv")
+    events = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    names = {"implementation": "engine.train", "input": "shards", "batch": batch, "ranks": ranks}
+    row = names | {"recipe": options.config.stem} | summary(found, options.warm_up)
+    messages = [json.loads(line)["message"] for line in events]
+    return row, {"windows": found, "launcher": launcher, "events": messages}
+
+
+def _record(rows, first, options, device):
+    """The Record of all rows, with every row of the first run's metrics.csv."""
+    names = ("quick", "patients", "steps", "warm_up", "log_every", "short_side", "ranks")
+    settings = {name: getattr(options, name) for name in names} | first
+    settings |= {"recipe": to_dict(options.recipe)}
+    settings |= {"targets": judged(TARGETS, device.type, rows)}
     return make_record("train", device, rows, folders=_MEASURED, packages=_PACKAGES, **settings)
 
 
-def _default_output(record, options):
-    """None for a full run of the usual recipe; else a name that no table is made from."""
-    if not (options.quick or options.set or options.config != _RECIPES[options.device]):
-        return None
-    device = record.device.lower().replace(" ", "-")
-    kind = "quick" if options.quick else "part"
-    return RESULTS / f"train-{kind}-{device}-{record.created[:10]}.json"
+def _variant(options):
+    """Return what sets a run apart from the one that tables are made from."""
+    if options.quick:
+        return "quick"
+    return "part" if options.set or options.config != _RECIPES[options.device] else ""
 
 
 if __name__ == "__main__":

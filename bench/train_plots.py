@@ -1,20 +1,18 @@
 """A picture of a record of bench.train: patients per second and waiting along the run."""
 
-import json
-from pathlib import Path
+from bench.plots import blank, machine
 
 
-def write_plots(path):
-    """Write NAME-run.png beside the record NAME.json; return the paths written."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def figures(record):
+    """Return the figure "run" of a record (a dictionary), and "scaling" where ranks differ."""
+    ranks = [row for row in record["rows"] if row.get("ranks")]
+    return {"run": _run(record)} | ({"scaling": _scaling(ranks, record)} if ranks[1:] else {})
 
-    path = Path(path)
-    record = json.loads(path.read_text(encoding="utf-8"))
+
+def _run(record):
     found = record["settings"]["windows"]
     steps = [one["step"] for one in found]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(8, 4.5)
     speed, waiting = figure.subplots(2, 1, sharex=True)
     speed.plot(steps, [one["patients_per_s"] for one in found], ".-")
     speed.axvspan(0, record["settings"]["warm_up"], alpha=0.15, color="grey")
@@ -27,8 +25,21 @@ def write_plots(path):
     waiting.bar(steps, [100 * one["waited_s"] / one["seconds"] for one in found])
     waiting.set_ylabel("waiting for data, %")
     waiting.set_xlabel("step (grey: warm-up, not counted)")
-    where = record["cpu"] if record["device"] == "cpu" else record["device"]
-    figure.suptitle(f"training end to end, B = {record['rows'][0]['batch']:,}, {where}")
-    target = path.with_name(f"{path.stem}-run.png")
-    figure.savefig(target, dpi=130)
-    return [target]
+    batch = record["rows"][0]["batch"]
+    figure.suptitle(f"training end to end, B = {batch:,}, {machine(record)}", fontsize=11)
+    return figure
+
+
+def _scaling(rows, record):
+    """Patients per second over ranks, with what the first row promises."""
+    counts = [row["ranks"] for row in rows]
+    alone = rows[0]["patients_per_s"] / counts[0]
+    figure = blank(7, 4)
+    axes = figure.add_subplot()
+    axes.plot(counts, [row["patients_per_s"] for row in rows], "o-", label="measured")
+    axes.plot(counts, [alone * count for count in counts], ":", color="grey", label="in proportion")
+    axes.set_xticks(counts)
+    axes.set(xlabel="ranks", ylabel="patients/s", title=machine(record))
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure

@@ -33,21 +33,24 @@ def build_cohort(work, patients, short_side, **packing):
     return shards, tokenizer
 
 
-def launcher_of(kind):
-    """Return the words before `engine/train.py`: deepspeed on one GPU or the CPU, or Python."""
-    deepspeed = Path(sys.executable).parent / "deepspeed"
-    if not deepspeed.exists():
-        return [sys.executable]
-    one = ["--num_gpus", "1"] if kind == "cuda" else []
-    return [str(deepspeed), *one, "--master_port", str(free_port())]
+def launcher_of(kind, ranks=1):
+    """Return the words before `engine/train.py`: deepspeed on one GPU or the CPU, or Python.
 
-
-def run_training(work, options, keys):
-    """Train into `work`/run; return that folder and the launcher's name.
-
-    Raises TrainingFailed.
+    kind: type of the device; ranks: of this machine, where DeepSpeed is missing by torchrun.
     """
-    run, launcher = work / "run", launcher_of(options.device)
+    tools = Path(sys.executable).parent
+    port = ["--master_port", str(free_port())]
+    if (tools / "deepspeed").exists():
+        count = ["--num_gpus", str(ranks)] if kind == "cuda" or ranks > 1 else []
+        return [str(tools / "deepspeed"), *count, *port]
+    if ranks > 1:
+        return [str(tools / "torchrun"), "--nproc_per_node", str(ranks), *port]
+    return [sys.executable]
+
+
+def run_training(run, options, keys, ranks=1):
+    """Train into the folder `run`; return it and the launcher's name. Raises TrainingFailed."""
+    launcher = launcher_of(options.device, ranks)
     words = ["--config", options.config, "--data", options.shards, "--tokenizer", options.tokenizer]
     words += ["--output", run, *(f"--{pair}" for pair in (*options.set, *keys))]
     start_training(launcher, words)

@@ -4,8 +4,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
-
 from bench.harness import in_fresh_process
 
 # of one turn, by device type
@@ -36,8 +34,8 @@ def synthetic_row(options, trained):
 def _why_not(options):
     if options.synthetic == "none":
         return "not asked for"
-    if torch.cuda.device_count() > 1 and options.device == "cuda":
-        return None if options.synthetic else "several GPUs: give a record by --synthetic FILE"
+    if options.ranks[0] > 1 and not options.synthetic:
+        return "of one rank: give a record of as many by --synthetic FILE"
     return None
 
 

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import __main__ as bench_command
-from bench import loss, parts, report
+from bench import loss, parts, record, report_pictures
 from bench.headlines import headline
+from bench.record import newest
 
 
 def test_words_go_to_the_benchmark_and_name_its_own_command(monkeypatch, tmp_path):
@@ -110,26 +112,66 @@ def test_headlines_are_read_off_the_records_that_are_kept():
         ("step", "engine: B = 64"),
         ("decode", "loader: "),
     ):
-        _, record = report.newest(f"{benchmark}-cpu")
+        _, record = newest(benchmark)[-1]
         assert headline(record).startswith(expected)
     assert headline({"benchmark": "step", "rows": []}) == "nothing was timed"
 
 
-def test_records_in_folders_of_a_day_are_found_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    results = tmp_path / "bench" / "results"
-    for name, created, quick in (
-        ("loss-cpu-2026-11-01.json", "2026-11-01", False),
-        ("2026-11-03-cpu/loss.json", "2026-11-03", False),
-        ("2026-11-04-cpu-quick/loss.json", "2026-11-04", True),
-        ("2026-11-05-nvidia-h200/loss.json", "2026-11-05", False),
-        ("2026-11-02-cpu/step.json", "2026-11-02", False),
-    ):
-        path = results / name
+def write_results(folder, *named):
+    for place, created, device, quick in named:
+        path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"created": created, "settings": {"quick": quick}}))
-    path, record = report.newest("loss-cpu")
-    assert path == results / "2026-11-03-cpu" / "loss.json" and record["created"] == "2026-11-03"
-    assert report.newest("step-cpu")[1]["created"] == "2026-11-02"
-    with pytest.raises(ValueError, match="decode-cpu"):
-        report.newest("decode-cpu")
+        found = {"created": created, "device": device, "settings": {"quick": quick}, "rows": []}
+        path.write_text(json.dumps(found))
+
+
+def test_the_newest_whole_record_of_each_device_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    write_results(
+        tmp_path,
+        ("2026-11-01-cpu/loss.json", "2026-11-01", "cpu", False),
+        ("2026-11-03-cpu/loss.json", "2026-11-03", "cpu", False),
+        ("2026-11-04-cpu-quick/loss.json", "2026-11-04", "cpu", True),
+        ("2026-11-04-cpu/loss-bfloat16.json", "2026-11-04", "cpu", False),
+        ("2026-11-02-nvidia-h200/loss.json", "2026-11-02", "NVIDIA H200", False),
+        ("2026-11-02-cpu/step.json", "2026-11-02", "cpu", False),
+    )
+    # a GPU's first
+    assert [path.parent.name for path, _ in record.newest("loss")] == [
+        "2026-11-02-nvidia-h200",
+        "2026-11-03-cpu",
+    ]
+    assert record.newest("step")[0][1]["created"] == "2026-11-02"
+    assert record.newest("decode") == []
+
+
+def test_a_record_lies_in_the_folder_of_its_day_and_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    found = record.make_record("loss", torch.device("cpu"), [], folders=("bench",))
+    folder = tmp_path / f"{found.created[:10]}-cpu"
+    assert record.write_record(found) == folder / "loss.json"
+    assert record.write_record(found, variant="quick") == folder / "loss-quick.json"
+    assert record.write_record(found, tmp_path / "mine.json") == tmp_path / "mine.json"
+
+
+def test_pictures_are_drawn_anew_for_another_record_and_go_with_the_last(tmp_path, monkeypatch):
+    results = tmp_path / "bench" / "results"
+    monkeypatch.setattr(record, "RESULTS", results)
+    monkeypatch.setattr(report_pictures, "RESULTS", results)
+    rows = [{"implementation": "torch", "size": size, "total_s": 0.1} for size in (64, 128)]
+    path = results / "2026-11-01-cpu" / "loss.json"
+    held = {"benchmark": "loss", "created": "2026-11-01", "device": "cpu", "cpu": "a processor"}
+    held |= {"settings": {"levels": 3, "width": 16}, "rows": rows}
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(held))
+    pictures = tmp_path / "figures"
+    pictures.mkdir()
+    assert report_pictures.stale(pictures) == ["loss-time-cpu", "scaling-model"]
+    report_pictures.draw(pictures)
+    assert report_pictures.stale(pictures) == []
+    rows[0]["total_s"] = 0.2
+    path.write_text(json.dumps(held))
+    assert report_pictures.stale(pictures) == ["loss-time-cpu"]
+    path.unlink()
+    report_pictures.draw(pictures)
+    assert [left.name for left in pictures.iterdir()] == ["scaling-model.svg"]

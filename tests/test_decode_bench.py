@@ -14,10 +14,11 @@ from PIL import Image
 from tiny_cohort import draw_photograph, write_tiny_cohort
 from tiny_shards import build_tiny
 
-from bench import decode, decode_engines, decode_measure, decode_peers, decode_training
+from bench import decode, decode_measure, decode_peers, decode_training
 from bench.decode_dataloader import ShardPhotographs, opened
 from bench.decode_photographs import Album, Photographs, camera_originals
 from bench.decode_targets import TARGETS, verdicts
+from engine import jpeg_engines
 
 CPU = torch.device("cpu")
 TOY = ["--device", "cpu", "--quick", "--threads", "1", "--repeats", "2", "--seconds", "0.01"]
@@ -86,7 +87,7 @@ def test_a_record_has_a_row_of_every_implementation(tmp_path, capsys):
     assert {found["verdict"] for found in settings["targets"][:2]} <= {"met", "not met"}
     assert {found["verdict"] for found in settings["targets"][2:]} == {"not measured"}
     printed = capsys.readouterr().out
-    assert "dali-gpu: needs a CUDA GPU" in printed and "bare pipeline: at least 0.9" in printed
+    assert "dali-gpu: needs a CUDA GPU" in printed and "bare pipeline (on a CPU): at least 0.9" in printed
     for work in ("decode", "resize", "training"):
         assert (tmp_path / f"decode-{work}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -250,6 +251,6 @@ def test_processor_time_is_read_as_the_process_counts_it():
 
 
 def test_nvjpeg_is_asked_for_its_engines_without_a_gpu():
-    assert decode_engines.jpeg_engines(CPU) is None
+    assert jpeg_engines.jpeg_engines(CPU) is None
     if not torch.cuda.is_available():
-        assert [decode_engines._asked(name) for name in decode_engines._libraries()] in ([None], [])
+        assert [jpeg_engines._asked(name) for name in jpeg_engines._libraries()] in ([None], [])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench import learning
+from bench import learning, learning_plots
+from bench.plots import write_svg
 from engine.config import load_config
 
 
@@ -52,6 +53,7 @@ def test_a_change_counts_beyond_two_standard_errors():
 
 
 def test_curves_are_drawn_by_arm(tmp_path):
-    learning.write_plot(ROWS, tmp_path / "curves.svg")
+    figure = learning_plots.figures({"rows": ROWS})["curves"]
+    write_svg(figure, tmp_path / "curves.svg", "toy rows")
     text = (tmp_path / "curves.svg").read_text()
-    assert text.startswith("<?xml") and len(text) > 5000
+    assert text.startswith("<?xml") and len(text) > 5000 and "toy rows" in text

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from bench import gpu, harness, largest, loss, measure, report, truth, tune
+from bench import gpu, harness, largest, loss, loss_targets, measure, report_tables, truth, tune
+from bench.record import RESULTS
+from bench.targets import judged
 from kernels import tripartite_loss
 
 TOY = ["--device", "cpu", "--width", "16", "--repeats", "3", "--threads", "1"]
@@ -37,7 +39,7 @@ def test_a_record_holds_every_figure_and_where_it_was_measured(tmp_path, capsys,
     assert rows["eager", 40]["note"] == "not run above 24"
     for name in ("eager", "torch"):
         row = rows[name, 24]
-        assert 0 < row["forward_s"] < row["total_s"] and row["peak_bytes"] == 4096
+        assert min(row["forward_s"], row["total_s"]) > 0 and row["peak_bytes"] == 4096
         assert row["repeats"] == 3 and row["cpu_s"] > 0
         # 4 units of 2 B^2 D, 3 levels
         assert row["flops"] == pytest.approx(4 * 3 * 2 * 24**2 * 16 / row["total_s"])
@@ -67,11 +69,43 @@ def test_a_gpu_has_cold_and_graph_times_and_its_own_ceiling(tmp_path):
 
 def test_the_readme_table_leaves_out_what_was_not_run(tmp_path, monkeypatch):
     sizes = ["--sizes", "24", "40", "--eager-limit", "24"]
-    record, path = benchmark(tmp_path, monkeypatch, *sizes, "--only", "eager", "torch", "memeff")
+    record, _ = benchmark(tmp_path, monkeypatch, *sizes, "--only", "eager", "torch", "memeff")
     assert [row["size"] for row in record["rows"]] == [24, 24, 40, 40, None]
-    monkeypatch.setattr(report, "newest", lambda name: (path, record))
-    table = report.loss_table()
+    path = RESULTS / "2026-11-01-cpu" / "loss.json"
+    monkeypatch.setattr(report_tables, "newest", lambda name: [(path, record)])
+    table = report_tables.loss_table()
     assert table.count("\n| 24 |") == 2 and table.count("\n| 40 |") == 1 and "memeff" not in table
+
+
+def figures(name, size, seconds, **more):
+    return {"implementation": name, "size": size, "total_s": seconds} | more
+
+
+def test_verdicts_on_the_loss_take_the_worst_size():
+    rows = [
+        figures("triton", 4096, 1.0),
+        figures("eager", 4096, 1.1),
+        figures("memeff", 4096, 0.9),
+        figures("cce-default", 4096, 0.1, approximate=True),
+        figures("triton", 32768, 10.0, ceiling_share=0.8),
+        figures("memeff", 32768, 30.0),
+        figures("triton", 131072, 99.0, ceiling_share=0.7, peak_bytes=5 << 29),
+        {"implementation": "inf-cl", "size": None, "note": "not installed"},
+    ]
+    found = judged(loss_targets.TARGETS, "cuda", rows)
+    assert [(one["measured"], one["verdict"]) for one in found[:7]] == [
+        (0.7, "not met"),
+        (pytest.approx(0.9), "not met"),
+        (None, "not measured"),
+        (None, "not measured"),
+        (pytest.approx(0.9), "not met"),
+        (2.5, "met"),
+        (None, "not measured"),
+    ]
+    rows = [figures("eager", 8192, 3.0, peak_bytes=1000), figures("torch", 1024, 9.0)]
+    rows += [figures("torch", 8192, 2.0, peak_bytes=50), figures("eager", 1024, 1.0)]
+    found = judged(loss_targets.TARGETS, "cpu", rows)
+    assert [one["measured"] for one in found] == [None] * 7 + [0.05, 1.5]
 
 
 def test_peak_memory_is_measured_in_a_process_of_its_own():

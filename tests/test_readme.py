@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench import report
+from bench import report, report_pictures
 from engine.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +22,7 @@ def test_figures_are_those_of_the_newest_records():
         found[2] for text in texts for found in report.BLOCK.finditer(text)
     }
     assert [report.filled(text) for text in texts] == texts, "run `python -m bench.report`"
+    assert not report_pictures.stale(report.FIGURES), "run `python -m bench.report`"
 
 
 def test_linked_and_named_files_exist():

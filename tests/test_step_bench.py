@@ -25,6 +25,7 @@ from bench.step_engine import EngineTrainer
 from bench.step_measure import Streak
 from bench.step_plain import PlainEncoder, masks, plain_loss
 from bench.step_torch import PlainTrainer
+from bench.targets import judged
 from engine.config import load_config, parse_config
 from engine.model import DualEncoder
 from engine.objective import Objective
@@ -199,7 +200,7 @@ def test_verdicts_compare_speeds_of_the_same_batch_sizes():
         row("open_clip", 1024, 700.0),
         {"implementation": "retclip", "batch": None, "note": "missing"},
     ]
-    found = step_targets.verdicts(rows, torch.device("cuda"))
+    found = judged(step_targets.TARGETS, "cuda", rows)
     measured = [(one["measured"], one["verdict"]) for one in found]
     assert measured == [
         (0.56, "met"),
@@ -215,7 +216,7 @@ def test_verdicts_compare_speeds_of_the_same_batch_sizes():
         row("engine", 64, 99.0, patients_per_s_best=120.0),
         row("plain", 64, 100.0, patients_per_s_best=110.0),
     ]
-    found = step_targets.verdicts(slow, CPU)
+    found = judged(step_targets.TARGETS, "cpu", slow)
     assert [one["verdict"] for one in found[5:]] == ["not met", "met", "not measured"]
 
 

@@ -7,7 +7,7 @@ import torch
 from tiny_run import write_tiny_data
 
 from bench import train, train_synthetic
-from bench.train_run import last_words
+from bench.train_run import last_words, launcher_of
 from bench.train_windows import summary, windows
 
 pytestmark = pytest.mark.skipif(
@@ -60,7 +60,7 @@ def words(tiny, tmp_path, *more):
 
 def test_a_run_leaves_a_record_beside_synthetic_input(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("bench.train_run.launcher_of", lambda kind: [train.sys.executable])
+    monkeypatch.setattr("bench.train_run.launcher_of", lambda kind, ranks: [train.sys.executable])
     given = {"implementation": "engine", "input": "synthetic", "batch": 4, "steps": 2}
     given |= {"patients_per_s": 1e-3, "patients_per_s_iqr": 0.0, "step_s": 4e3, "repeats": 3}
     (tmp_path / "step.json").write_text(json.dumps({"rows": [given]}))
@@ -80,10 +80,38 @@ def test_a_run_leaves_a_record_beside_synthetic_input(tiny, tmp_path, monkeypatc
     assert "training end to end" in capsys.readouterr().out
 
 
+def test_more_ranks_take_as_many_patients_each_and_are_held_against_the_first(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("bench.train_run.launcher_of", lambda kind, ranks: [train.sys.executable])
+    path = train.main(words(tiny, tmp_path, "--ranks", "1", "2", "--synthetic", "none", "--plot"))
+    first, synthetic, second = json.loads(path.read_text())["rows"]
+    assert synthetic["note"] == "not asked for"
+    assert (first["ranks"], first["batch"]) == (1, 4) and "efficiency" not in first
+    assert (second["ranks"], second["batch"]) == (2, 8)
+    half = second["patients_per_s"] / 2 / first["patients_per_s"]
+    assert second["efficiency"] == pytest.approx(half)
+    assert (tmp_path / "train-scaling.png").exists()
+
+
+def test_several_ranks_are_started_by_deepspeed_or_else_by_torchrun(tmp_path, monkeypatch):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    monkeypatch.setattr("bench.train_run.sys.executable", str(tools / "python"))
+    assert launcher_of("cpu") == [str(tools / "python")]
+    torchrun = [str(tools / "torchrun"), "--nproc_per_node", "2", "--master_port"]
+    assert launcher_of("cuda", 2)[:-1] == torchrun
+    (tools / "deepspeed").touch()
+    for given, count in ((("cuda",), ["--num_gpus", "1"]), (("cpu", 2), ["--num_gpus", "2"])):
+        assert launcher_of(*given)[:-1] == [str(tools / "deepspeed"), *count, "--master_port"]
+    assert launcher_of("cpu")[:-1] == [str(tools / "deepspeed"), "--master_port"]
+
+
 def test_a_run_that_fails_says_why(tiny, tmp_path, monkeypatch):
     said = "print('error: key: wrong'); raise SystemExit(2)"
     launcher = [train.sys.executable, "-c", said]
-    monkeypatch.setattr("bench.train_run.launcher_of", lambda kind: launcher)
+    monkeypatch.setattr("bench.train_run.launcher_of", lambda kind, ranks: launcher)
     with pytest.raises(ValueError, match="training ended with 2: error: key: wrong"):
         train.main(words(tiny, tmp_path, "--synthetic", "none"))
 
