@@ -133,7 +133,7 @@ def differences(before: dict, after: dict) -> list[str]:
 def pairs(before: Path, after: Path) -> tuple[list, list[str]]:
     """Return [(record, record)] of two files or two folders, and the benchmarks of one alone.
 
-    Of a folder, the newest record of each benchmark counts, quick ones apart from full ones.
+    Of a folder, the newest timed record of each benchmark counts, quick ones apart from full ones.
     Raises ValueError where there is nothing to compare.
     """
     if before.is_dir() != after.is_dir():
@@ -154,6 +154,8 @@ def _newest(folder):
     found = {}
     for path in sorted(folder.glob("*.json")):
         record = _read(path)
+        if not _timed(record):
+            continue
         key = record["benchmark"], "quick" if record["settings"].get("quick") else ""
         if key not in found or record["created"] > found[key]["created"]:
             found[key] = record

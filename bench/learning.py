@@ -141,8 +141,8 @@ def cells(rows):
     return headings, lines
 
 
-def main(argv=None):
-    """Train every arm with every seed, print the summary, write the record; return its path."""
+def parse(argv=None):
+    """Return the command line's options."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.learning",
         description=__doc__,
@@ -153,7 +153,12 @@ def main(argv=None):
     parser.add_argument("--patients", type=int, default=1500, help="of the rendered cohort")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: in bench/results/")
     parser.add_argument("--plot", action="store_true", help="a PNG file beside the JSON file")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Train every arm with every seed, print the summary, write the record; return its path."""
+    options = parse(argv)
     console, rows = Console(width=120), []
     with tempfile.TemporaryDirectory() as folder:
         shards, tokenizer = prepare(Path(folder), options.patients)

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from documented import PAGES, commands
 from tiny_run import ROOT
 
 NSYS, NCU = ROOT / "bench" / "nsys.sh", ROOT / "bench" / "ncu.sh"
@@ -101,6 +102,20 @@ def test_without_nsys_torchs_profiler_records(tools):
     assert done.returncode == 0
     assert tools.called() == [f"deepspeed {TRAIN} --profile-steps 20:30"]
     assert "nsight-systems-cli" in done.stderr and "profile.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [words for page in PAGES for words in commands(page) if words[0].startswith("bench/")],
+    ids=lambda words: Path(words[0]).stem,
+)
+def test_documented_commands_are_understood(tools, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("nsys", "ncu", "deepspeed", "python"):
+        tools.add(name)
+    done = tools.run(ROOT / words[0], *words[1:])
+    assert done.returncode == 0, done.stderr
+    assert tools.called()
 
 
 @pytest.mark.parametrize(

@@ -65,14 +65,14 @@ def labels_of(rows, column="label"):
     return {row["exam_id"] or row["patient_id"]: row[column] for row in rows}
 
 
-def write_idrid(folder):
-    """Five photographs to train on, each with its own grade, and two to test."""
+def write_idrid(folder, trained=5, tested=2):
+    """Write photographs to train on and to test, whose five grades take turns."""
     base = folder / "B. Disease Grading"
     originals, truths = base / "1. Original Images", base / "2. Groundtruths"
     columns = ("Image name", "Retinopathy grade", "Risk of macular edema ", "", "")
-    for part, title, count in (("a", "Training", 5), ("b", "Testing", 2)):
+    for part, title, count in (("a", "Training", trained), ("b", "Testing", tested)):
         names = [f"IDRiD_{number + 1:03d}" for number in range(count)]
         put_photographs(*(originals / f"{part}. {title} Set" / f"{name}.jpg" for name in names))
-        rows = [(name, grade, 0, "", "") for grade, name in enumerate(names)]
+        rows = [(name, number % 5, 0, "", "") for number, name in enumerate(names)]
         write_table(truths / f"{part}. IDRiD_Disease Grading_{title} Labels.csv", columns, rows)
     return folder
