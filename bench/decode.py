@@ -33,7 +33,7 @@ from bench.record import make_record, write_record
 from engine.jpeg_engines import jpeg_engines
 
 _MEASURED = ("dataload", "bench/*.py")
-_PACKAGES = ("pillow", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg")
+_PACKAGES = ("pillow", "nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12", "nvidia-nvjpeg")
 _PACKAGES += ("simplejpeg", "torchvision")
 _NAMES = tuple(dict.fromkeys(peer.name for peer in (*DECODERS, *SOURCES)))
 # by --quick

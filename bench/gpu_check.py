@@ -23,7 +23,7 @@ from bench.gpu_probes import MISSING, PROBES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "triton", "torchvision", "deepspeed", "flash-attn", "numpy", "simplejpeg")
-PACKAGES += ("nvidia-dali-cuda130", "nvidia-nvjpeg", "rich", "pytest")
+PACKAGES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-nvjpeg", "rich", "pytest")
 # the step without which nothing was checked
 TESTS = "GPU tests"
 # seconds that one step may take: a GPU that hangs is an answer, too

@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "triton", "numpy")
+# DALI has a package for each CUDA
+_PACKAGES = ("torch", "triton", "numpy", "deepspeed", "flash-attn")
+_PACKAGES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +78,7 @@ def make_record(benchmark, device, rows, *, folders, packages=(), **settings):
     """Return a Record of `rows` measured on the torch device `device` with these settings.
 
     `folders` are those of the checkout whose code was measured, to say whether it was committed;
-    `packages` are distributions whose versions matter besides torch, triton and numpy.
+    `packages` are distributions whose versions matter besides those that always do.
     """
     cuda = device.type == "cuda"
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")

@@ -11,6 +11,7 @@ from bench import (
     report_pictures,
     scaling,
     step_targets,
+    timeline,
     train_targets,
 )
 from bench.decode_training import WORK
@@ -166,6 +167,13 @@ def learning_table():
     return "\n".join([*lines, "", *report_pictures.links(path, record)])
 
 
+def timeline_table():
+    """A traced run step by step, as Markdown."""
+    path, record = newest("timeline")[0]
+    about = f"B = {record['settings']['recipe']['training']['batch_size']}; {_where(path, record)}"
+    return "\n".join([*_table(*timeline.cells(record)), "", about])
+
+
 def targets_table():
     """Every target with what the newest records say of it, as Markdown."""
     lines = []
@@ -198,6 +206,7 @@ TABLES = {
     "train": train_table,
     "scaling": scaling_table,
     "learning": learning_table,
+    "timeline": timeline_table,
     "targets": targets_table,
     "headlines": headline_table,
 }

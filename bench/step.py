@@ -36,7 +36,7 @@ from engine.config import ConfigError, load_config, to_dict
 
 _ROOT = Path(__file__).resolve().parents[1]
 _MEASURED = ("engine", "kernels", "dataload", "configs", "bench/*.py")
-_PACKAGES = ("deepspeed", "open-clip-torch", "nvidia-dali-cuda130", "flash-attn")
+_PACKAGES = ("open-clip-torch",)
 # by device type
 _RECIPES = {"cuda": _ROOT / "configs/retclip_vit_b16.yaml", "cpu": _ROOT / "configs/demo.yaml"}
 _BATCHES = {"cuda": [256, 1024, 4096], "cpu": [64]}

@@ -34,7 +34,6 @@ from engine.config import ConfigError, load_config, to_dict
 
 _ROOT = Path(__file__).resolve().parents[1]
 _MEASURED = ("engine", "kernels", "dataload", "configs", "bench/*.py")
-_PACKAGES = ("deepspeed", "nvidia-dali-cuda130", "flash-attn")
 _RECIPES = {"cuda": _ROOT / "configs/retclip_vit_b16.yaml", "cpu": _ROOT / "configs/demo.yaml"}
 # by device type and --quick
 _PATIENTS = {("cuda", False): 4096, ("cuda", True): 1024, ("cpu", False): 512, ("cpu", True): 192}
@@ -155,7 +154,7 @@ def _record(rows, first, options, device):
     settings = {name: getattr(options, name) for name in names} | first
     settings |= {"recipe": to_dict(options.recipe)}
     settings |= {"targets": judged(TARGETS, device.type, rows)}
-    return make_record("train", device, rows, folders=_MEASURED, packages=_PACKAGES, **settings)
+    return make_record("train", device, rows, folders=_MEASURED, **settings)
 
 
 def _variant(options):

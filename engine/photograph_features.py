@@ -129,12 +129,21 @@ def with_owners(numbers, raw, table, failed) -> PhotographFeatures:
     )
 
 
+def stand_ins(left, right, unknown):
+    """Return what stands for the left eye and for the right one, None where nothing can.
+
+    An eye stands for itself and for a missing fellow, one of unknown eye for both where no eye is
+    known. None: there is no such photograph.
+    """
+    first = next((one for one in (left, right, unknown) if one is not None), None)
+    return first, first if right is None else right
+
+
 def both_eyes(features: PhotographFeatures, by: str = "patient"):
     """Return (group, left row, right row), (G,) int64 each: who is seen by which photographs.
 
     by: "patient", of whom the first examination counts, or "examination". Of several photographs
-    of an eye the first is taken; a missing eye is stood in for by the fellow, and both by one of
-    unknown eye where no eye is known.
+    of an eye the first is taken; for a missing eye see `stand_ins`.
     """
     groups = {}
     first = {}
@@ -148,11 +157,7 @@ def both_eyes(features: PhotographFeatures, by: str = "patient"):
         if first.setdefault(group, examination) == examination:
             groups.setdefault(group, {}).setdefault(eye, row)
     pairs = [
-        (
-            group,
-            rows.get(LEFT, rows.get(RIGHT, rows.get(UNKNOWN))),
-            rows.get(RIGHT, rows.get(LEFT, rows.get(UNKNOWN))),
-        )
+        (group, *stand_ins(*(rows.get(eye) for eye in (LEFT, RIGHT, UNKNOWN))))
         for group, rows in sorted(groups.items())
     ]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 3).unbind(1)

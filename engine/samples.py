@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataload.records import EYES
+from engine.photograph_features import stand_ins
 
 # a label of an eye is shared by its photographs; the features are the photograph's in both cases
 SAMPLE_LEVELS = ("photograph", "eye", "patient")
@@ -107,10 +108,7 @@ def _visits(photographs):
     pairs = zip(photographs.examination.tolist(), photographs.eye.tolist(), strict=True)
     for row, (visit, eye) in enumerate(pairs):
         visits.setdefault(visit, ([], [], []))[eye].append(row)
-    return [
-        (tuple(left or right or unknown), tuple(right or left or unknown))
-        for left, right, unknown in visits.values()
-    ]
+    return [stand_ins(*(tuple(rows) or None for rows in eyes)) for eyes in visits.values()]
 
 
 def _named(photographs, pair):
