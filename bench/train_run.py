@@ -28,7 +28,7 @@ def build_cohort(work, patients, short_side, **packing):
     manifest = make_cohort(work / "cohort", patients=patients)
     build_shards(manifest, work / "shards", short_side=short_side, **packing)
     shards, tokenizer = work / "shards" / "train", work / "tokenizer.model"
-    reports = ShardReader(shards).reports()
+    reports = ShardReader(shards).reports_by_patient()
     SentencePieceTokenizer.train(reports, tokenizer, vocabulary_size=_VOCABULARY)
     return shards, tokenizer
 

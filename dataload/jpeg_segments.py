@@ -10,8 +10,9 @@ import re
 import struct
 
 START, END, SCAN = 0xD8, 0xD9, 0xDA
-# Adobe's segment says how the colours are stored
+# Adobe's segment says how the colours are stored, in 12 bytes; another may follow or stand there
 ADOBE = 0xEE
+ADOBE_BODY = re.compile(rb"Adobe.{7}", re.DOTALL)
 EXIF = 0xE1
 # quantisation and Huffman tables, restart interval, arithmetic conditioning, number of lines
 TABLES = {0xDB, 0xC4, 0xDD, 0xCC, 0xDC}
@@ -44,7 +45,9 @@ def strip_segments(data, orientation=1):
         if marker == SCAN:
             found = NEXT_MARKER.search(data, end)
             end = found.start() if found else len(data)
-        if marker in TABLES | FRAMES | {SCAN, ADOBE}:
+        if marker == ADOBE and (body := ADOBE_BODY.match(data, position + 2, end)):
+            kept.append(_segment(ADOBE, body[0]))
+        elif marker in TABLES | FRAMES | {SCAN}:
             kept.append(bytes((0xFF, marker)) + data[position:end])
         position = end
 
@@ -74,4 +77,8 @@ def _orientation_segment(orientation):
     """Return an EXIF segment with that one field: tag 0x0112, one 16-bit number."""
     entry = struct.pack(">HHHIHH", 1, 0x0112, 3, 1, orientation, 0)
     body = b"Exif\0\0" + b"MM\0*" + struct.pack(">I", 8) + entry + struct.pack(">I", 0)
-    return bytes((0xFF, EXIF)) + struct.pack(">H", len(body) + 2) + body
+    return _segment(EXIF, body)
+
+
+def _segment(marker, body):
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body

@@ -1,8 +1,8 @@
 """What a manifest holds and what would go wrong with it, told without decoding a photograph.
 
 One pass over the patients: rows that cannot be used, missing files, repeated reports, reports that
-are longer than the context, reports about an eye that has no photograph, photographs of several
-patients. No report is kept: they are counted by report_id.
+are longer than the context, reports about an eye that has no photograph, reports that name people,
+photographs of several patients. No report is kept: they are counted by report_id.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
+from dataload.identities import Identities
 from dataload.records import EYES, read_manifest
 from dataload.reports import load_tokenizer, normalise_report, report_id
 
@@ -62,6 +63,7 @@ class ManifestCheck:
     `photographs_lost` those of them that cannot be used. `one_eyed` counts patients with
     photographs of one known eye alone, by that eye. Lengths are tokens with CLS and SEP, exact
     where `lengths_exact`, else estimated: one for each Chinese character and each word, and 2.
+    `identifiers` counts by kind what names people in reports, in `identifier_rows` rows.
     `absent_eye_only` are reports that name eyes without a photograph and no other;
     `absent_eye` those that name such an eye at all.
     """
@@ -89,6 +91,9 @@ class ManifestCheck:
     absent_eye: int
     shared_photographs: int
     first_shared_photographs: tuple[str, ...]
+    identifiers: dict[str, int]
+    identifier_rows: int
+    first_identifier_rows: tuple[int, ...]
 
     @property
     def lost_fraction(self):
@@ -107,7 +112,9 @@ def check_manifest(path, *, tokenizer=None, context_length=100, show_reports=Fal
     if context_length < 1 + SPECIAL_TOKENS:
         raise ValueError(f"context_length is {context_length}; write 3 or more tokens")
     length_of = estimated_length if tokenizer is None else _exact_length(load_tokenizer(tokenizer))
-    manifest = read_manifest(path)
+    identities = Identities()
+    manifest = read_manifest(path, identities=identities)
+    named_rows = identities.rows()
     survey = _Survey(length_of, show_reports)
     for number, record in enumerate(manifest.records):
         survey.add(number, record)
@@ -124,6 +131,9 @@ def check_manifest(path, *, tokenizer=None, context_length=100, show_reports=Fal
         missing_files=sum(not os.path.isfile(base / name) for name in files),
         context_length=context_length,
         lengths_exact=tokenizer is not None,
+        identifiers=identities.found,
+        identifier_rows=len(named_rows),
+        first_identifier_rows=tuple(named_rows[:SHOWN]),
         **survey.results(base, context_length),
     )
 

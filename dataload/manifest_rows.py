@@ -29,9 +29,8 @@ def encoding_of(path):
     if not path.is_file():
         raise ManifestError(f"{path}: no such file; a manifest is a CSV or JSONL file")
     with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return "utf-16"
-    for encoding in ("utf-8-sig", "gb18030"):
+        marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    for encoding in ("utf-16",) if marked else ("utf-8-sig", "gb18030"):
         decoder = codecs.getincrementaldecoder(encoding)()
         try:
             with path.open("rb") as file:
@@ -41,7 +40,8 @@ def encoding_of(path):
         except UnicodeDecodeError:
             continue
         return encoding
-    raise ManifestError(f"{path}: is neither UTF-8 nor GB18030 text; save it as CSV (UTF-8)")
+    found = "no whole UTF-16" if marked else "neither UTF-8 nor GB18030"
+    raise ManifestError(f"{path}: is {found} text; save it as CSV (UTF-8)")
 
 
 def read_rows(path, encoding, keep_columns, needed=("patient_id", "report")):
@@ -80,7 +80,7 @@ def _csv_rows(file, path, keep_columns, needed):
     previous_limit = csv.field_size_limit(FIELD_LIMIT)
     try:
         reader = csv.reader(file, delimiter=delimiter)
-        columns = [name.strip().casefold() for name in next(reader, [])]
+        columns = _header(reader, path)
         _check_columns(path, columns, keep_columns, needed)
         for name in (*COLUMNS, *map(str.casefold, keep_columns)):
             if columns.count(name) > 1:
@@ -88,6 +88,13 @@ def _csv_rows(file, path, keep_columns, needed):
         yield from named_rows(reader, columns)
     finally:
         csv.field_size_limit(previous_limit)
+
+
+def _header(reader, path):
+    try:
+        return [name.strip().casefold() for name in next(reader, [])]
+    except csv.Error as error:
+        raise ManifestError(f"{path}: its header is not CSV ({error})") from None
 
 
 def named_rows(reader, columns):
@@ -141,7 +148,7 @@ def json_objects(file):
             yield row, RowError(f"is not JSON ({error}); write one object per line")
             continue
         if isinstance(fields, dict):
-            yield row, {name.strip().casefold(): value for name, value in fields.items()}
+            yield row, {_whole(name).casefold(): value for name, value in fields.items()}
         else:
             kind = type(fields).__name__
             message = f"is a JSON {kind}, which is not a JSON object; write one object per line"
@@ -154,11 +161,16 @@ def text_of(fields, name):
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise RowError(f"{name} is {value!r}; write a text")
+        # never the value: this goes into files, and may be an id or a report
+        raise RowError(f"{name} is a {type(value).__name__}; write a text")
     if isinstance(value, float) and name == "patient_id":
-        raise RowError(f"patient_id is the number {value!r}; write a text in quotation marks")
-    # JSON can spell halves of surrogate pairs, which no UTF-8 file can hold
-    return str(value).encode("utf-8", "replace").decode("utf-8").strip()
+        raise RowError("patient_id is a number with a point; write a text in quotation marks")
+    return _whole(str(value))
+
+
+def _whole(text):
+    """Strip a text; JSON can spell halves of surrogate pairs, which no UTF-8 file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def names_of(fields, name):
@@ -166,8 +178,8 @@ def names_of(fields, name):
     value = fields.get(name)
     if isinstance(value, list):
         if not all(isinstance(item, str) for item in value):
-            raise RowError(f"{name} is {value!r}; write a list of file names")
-        items = value
+            raise RowError(f"{name} lists more than texts; write a list of file names")
+        items = map(_whole, value)
     else:
         items = text_of(fields, name).split(";")
     return list(dict.fromkeys(item.strip() for item in items if item.strip()))

@@ -140,17 +140,18 @@ class _Draft:
         return self.row, self.single, self.report, self.values, self.names
 
 
-def read_manifest(path, *, keep_columns=(), reports=True):
+def read_manifest(path, *, keep_columns=(), reports=True, identities=None):
     """Read a CSV or JSONL manifest (UTF-8 with or without BOM, UTF-16 with BOM, or GB18030).
 
     `keep_columns` names further columns whose values (str) go with each examination. Without
-    `reports` an examination may have none, and the column may be missing. Returns a Manifest with
+    `reports` an examination may have none, and the column may be missing. `identities`, an
+    Identities, says what becomes of ids and reports; None leaves them. Returns a Manifest with
     at least one patient; every Problem names its row. Raises ManifestError when the file does not
     exist, is not such a table, lacks a needed column, or has no usable row.
     """
     path, keep_columns = Path(path), tuple(keep_columns)
     encoding = encoding_of(path)
-    collector = _Collector(path, keep_columns, reports)
+    collector = _Collector(path, keep_columns, reports, identities)
     needed = ("patient_id", "report") if reports else ("patient_id",)
     for row, fields in read_rows(path, encoding, keep_columns, needed):
         collector.add(row, fields)
@@ -160,8 +161,9 @@ def read_manifest(path, *, keep_columns=(), reports=True):
 class _Collector:
     """Gathers rows into patients; remembers in which row each examination was seen first."""
 
-    def __init__(self, path, keep_columns, reports):
+    def __init__(self, path, keep_columns, reports, identities):
         self.path, self.columns, self.reports = path, {}, reports
+        self.identities = identities
         # not resolved: the manifest may be a link, and photographs lie beside the link
         self.base = str(path.absolute().parent)
         self.keep_columns = keep_columns
@@ -183,14 +185,21 @@ class _Collector:
         try:
             by_eye, single = self._photographs_of(fields)
             named = sum(map(len, by_eye.values()))
-            patient_id = text_of(fields, "patient_id")
-            self._add_examination(row, fields, patient_id, by_eye, single)
+            patient_id, exam_id = self._ids_of(fields)
+            self._add_examination(row, fields, patient_id, exam_id, by_eye, single)
         except RowError as error:
             self._reject(row, str(error), patient_id=patient_id, photographs=max(named, 1))
         self.named += max(named, 1)
 
     def _reject(self, row, message, **details):
         self.problems.append(Problem(row=row, message=message, **details))
+
+    def _ids_of(self, fields):
+        patient_id, exam_id = text_of(fields, "patient_id"), text_of(fields, "exam_id")
+        if self.identities is not None:
+            patient_id = self.identities.patient(patient_id)
+            exam_id = self.identities.examination(patient_id, exam_id)
+        return patient_id, exam_id
 
     def _photographs_of(self, fields):
         by_eye = {"left": names_of(fields, "left"), "right": names_of(fields, "right")}
@@ -204,14 +213,13 @@ class _Collector:
         single = bool(images) and sum(map(len, by_eye.values())) == len(images)
         return by_eye, single
 
-    def _add_examination(self, row, fields, patient_id, by_eye, single):
+    def _add_examination(self, row, fields, patient_id, exam_id, by_eye, single):
         if not patient_id:
             raise RowError("patient_id is empty; every row needs one")
         if not any(by_eye.values()):
             raise RowError(
                 f"patient {patient_id!r} has no photograph; name one in left, right or image"
             )
-        exam_id = text_of(fields, "exam_id")
         report = text_of(fields, "report")
         values = tuple(text_of(fields, name.casefold()) for name in self.keep_columns)
         drafts = self._drafts(patient_id)
@@ -224,7 +232,7 @@ class _Collector:
         for name in set(by_eye["left"]) & set(by_eye["right"]):
             by_eye["left"].remove(name)
             by_eye["right"].remove(name)
-            message = f"{name!r} is named for both eyes; one photograph shows one eye"
+            message = f"photograph {name!r} is named for both eyes; it shows one"
             self._reject(row, message, patient_id=patient_id, file=name, photographs=2)
         for eye, names in zip(EYES, draft.names, strict=True):
             names += self._existing(row, patient_id, eye, by_eye[eye])
@@ -281,7 +289,7 @@ class _Collector:
         for patient_id in list(self.patients):
             drafts = marshal.loads(self.patients.pop(patient_id))
             visits = [
-                (exam_id, draft.row, draft.report, draft.values, *draft.names)
+                (exam_id, draft.row, self._report_of(draft), draft.values, *draft.names)
                 for exam_id, draft in ((exam_id, _Draft(*it)) for exam_id, it in drafts.items())
                 if self._is_complete(patient_id, draft)
             ]
@@ -303,6 +311,11 @@ class _Collector:
             columns=tuple(self.columns),
             encoding=encoding,
         )
+
+    def _report_of(self, draft):
+        if self.identities is None:
+            return draft.report
+        return self.identities.report(draft.row, draft.report)
 
     def _is_complete(self, patient_id, draft):
         count = sum(map(len, draft.names))

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from dataload.records import NOTHING_LEFT, Problem
 from dataload.shard_reader import ShardError
@@ -26,13 +26,17 @@ def read_rejects(path):
 class Rejects:
     """Lines of rejects.csv, and the share of photographs that they stand for."""
 
-    def __init__(self, path, contents, max_fraction):
-        """Begin with the Manifest's problems; `max_fraction` of its photographs may be lost."""
+    def __init__(self, path, contents, max_fraction, *, name_files=True):
+        """Begin with the Manifest's problems; `max_fraction` of its photographs may be lost.
+
+        Without `name_files` no photograph is named, as names often hold ids: the row leads to it.
+        """
         self.path = path
         self.max_fraction = max_fraction
+        self.name_files = name_files
         self.manifest = contents.path
         self.base = contents.path.absolute().parent
-        self.lines = list(contents.problems)
+        self.lines = [self._tell(problem) for problem in contents.problems]
         self.warnings = []
         self.named = contents.photographs_named
         self.lost = sum(problem.photographs for problem in contents.problems)
@@ -56,6 +60,13 @@ class Rejects:
         self.check()
         return usable
 
+    def _tell(self, problem):
+        """Return a Problem as it is written down."""
+        if self.name_files or not problem.file:
+            return problem
+        message = problem.message.replace(f" {problem.file!r}", "")
+        return replace(problem, message=message, file="")
+
     def _add(self, record, examination, eye, path, reason, rejected):
         name = os.path.relpath(path, self.base)
         line = Problem(
@@ -65,7 +76,7 @@ class Rejects:
             file=name,
             photographs=int(rejected),
         )
-        (self.lines if rejected else self.warnings).append(line)
+        (self.lines if rejected else self.warnings).append(self._tell(line))
         self.lost += line.photographs
 
     def position(self):

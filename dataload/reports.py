@@ -14,18 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
+from dataload.rare_pieces import rare_pieces, without_pieces
+
 PAD_ID = 0
 UNK_ID = 1
 CLS_ID = 2
 SEP_ID = 3
 # pad, unknown, CLS, SEP, and one piece for each byte
 FIXED_PIECES = 4 + 256
+# a piece that fewer people's reports hold may be the name or number of one of them
+MIN_PATIENTS = 20
 # what BERT's own code does with longer words: they become [UNK]
 MAX_WORD_CHARACTERS = 200
 TRAINING = {
     "model_type": "unigram",
     "hard_vocab_limit": False,
     "byte_fallback": True,
+    # numbers are spelt, never learnt
+    "split_digits": True,
     "normalization_rule_name": "nmt_nfkc_cf",
     "pad_id": PAD_ID,
     "unk_id": UNK_ID,
@@ -98,6 +104,18 @@ def _read_model(path):
         raise ValueError(f"{path}: cannot read the tokenizer ({error.strerror})") from None
 
 
+def _normalised(reports):
+    """Return a patient's reports, a list or one text, normalised and without empty ones."""
+    reports = [reports] if isinstance(reports, str) else reports
+    return [report for report in map(normalise_report, reports) if report]
+
+
+def _processor_of(model):
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
 def _train_model(reports, vocabulary_size, character_coverage):
     """Return the bytes of a sentencepiece model trained on normalised reports."""
     import sentencepiece
@@ -132,13 +150,11 @@ class SentencePieceTokenizer:
 
     def __init__(self, path):
         """Load a model file; raise ValueError when it is missing, damaged or numbered otherwise."""
-        import sentencepiece
-
         self.path = Path(path)
         data = _read_model(self.path)
         self.fingerprint = hashlib.sha256(data).hexdigest()
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+            self._processor = _processor_of(data)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.path}: is not a sentencepiece model") from error
         processor = self._processor
@@ -155,21 +171,37 @@ class SentencePieceTokenizer:
         return cls(path)
 
     @classmethod
-    def train(cls, texts, path, *, vocabulary_size, character_coverage=0.9995):
-        """Train on an iterable of reports, save to `path` and return the tokenizer.
+    def train(
+        cls,
+        patients,
+        path,
+        *,
+        vocabulary_size,
+        character_coverage=0.9995,
+        min_patients=MIN_PATIENTS,
+    ):
+        """Train on the reports of an iterable of patients, save to `path`, return the tokenizer.
 
-        `vocabulary_size` is an upper limit: a small cohort gives fewer pieces. Raises ValueError
-        when it is below what every vocabulary holds, or when there is no text.
+        A patient is a list of reports, or one report. `vocabulary_size` is an upper limit: a small
+        cohort gives fewer pieces. Digits are pieces of their own, and no piece of several
+        characters is kept that occurs in the reports of fewer than `min_patients` patients. Raises
+        ValueError when `vocabulary_size` is below what every vocabulary holds, when
+        `min_patients` is below 1, or when there is no text.
         """
+        if min_patients < 1:
+            raise ValueError(f"min_patients is {min_patients}; write 1 or more")
         if vocabulary_size <= FIXED_PIECES:
             raise ValueError(
                 f"vocabulary_size is {vocabulary_size}; write more than {FIXED_PIECES}, "
                 "which special and byte pieces take"
             )
-        reports = [report for report in map(normalise_report, texts) if report]
+        patients = [_normalised(reports) for reports in patients]
+        reports = [report for reports in patients for report in reports]
         if not reports:
             raise ValueError("a tokenizer needs at least one report that is not empty")
         model = _train_model(reports, vocabulary_size, character_coverage)
+        rare = rare_pieces(_processor_of(model), patients, min_patients)
+        model = without_pieces(model, rare)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".part")

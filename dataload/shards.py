@@ -10,14 +10,17 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from dataload.fundus import FIELD_VERSION
-from dataload.photographs import PREPARATION_VERSION, Preparation
+from dataload.identities import IDENTIFIERS_FILE, Identities
+from dataload.owner_only import owner_only
+from dataload.photographs import Preparation
+from dataload.pseudonyms import read_pseudonyms
 from dataload.records import read_manifest
 from dataload.rejects import Rejects, read_rejects
+from dataload.shard_plan import Plan
 from dataload.shard_reader import ShardError, ShardReader, read_info
 from dataload.shard_slices import Slices, only_build
 from dataload.shard_workers import prepare_all
@@ -29,7 +32,7 @@ from dataload.shard_writer import (
     make_sample,
     write_dataset,
 )
-from dataload.splits import SPLITS, split_by_chance, split_by_column
+from dataload.splits import SPLITS
 
 __all__ = ["BuildSummary", "ShardError", "ShardReader", "build_shards"]
 
@@ -41,7 +44,9 @@ class BuildSummary:
     """What a build left behind.
 
     `patients` by split; `distinct_reports` is counted among the training patients; `rejects` and
-    `warnings` are rejects.csv's lines of each kind; `encoding` is what the manifest was read as.
+    `warnings` are rejects.csv's lines of each kind; `identifiers` counts what names people in
+    reports, and identifiers.csv, where there is any, names the rows; `encoding` is what the
+    manifest was read as.
     """
 
     train: Path
@@ -53,82 +58,21 @@ class BuildSummary:
     rejects: int
     warnings: int
     rejects_file: Path
+    identifiers: int
+    identifiers_file: Path
     reused: bool
     encoding: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """All that decides the bytes of a build, and how it is run."""
-
-    manifest: Path
-    output: Path
-    keep_columns: tuple[str, ...]
-    reports: bool
-    preparation: Preparation
-    patients_per_shard: int
-    holdout: float
-    validation: float
-    split_column: str | None
-    seed: int
-    workers: int | None
-    max_reject_fraction: float
-
-    def __post_init__(self):
-        if self.patients_per_shard < 1:
-            raise ShardError(f"patients_per_shard is {self.patients_per_shard}; write 1 or more")
-        for name in ("holdout", "validation"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ShardError(
-                    f"{name} is {getattr(self, name)}; write a share from 0 to below 1"
-                )
-        if self.holdout + self.validation >= 1:
-            raise ShardError("holdout and validation together leave nobody to train on")
-        if self.split_column and (self.holdout or self.validation):
-            raise ShardError("split_column says who is held out; set holdout and validation to 0")
-        if not 0 <= self.max_reject_fraction <= 1:
-            raise ShardError(
-                f"max_reject_fraction is {self.max_reject_fraction}; write a share from 0 to 1"
-            )
-        if self.workers is not None and self.workers < 1:
-            raise ShardError(f"workers is {self.workers}; write 1 or more")
-
-    @property
-    def columns(self):
-        """The manifest's columns that enter a shard: those to keep, and the one of the split."""
-        split = (self.split_column,) if self.split_column else ()
-        return tuple(dict.fromkeys((*self.keep_columns, *split)))
-
-    def describe(self):
-        """Return what dataset.json says about the preparation."""
-        kept = self.preparation.keep_original
-        return {
-            **asdict(self.preparation),
-            "encoding": "original, without metadata" if kept else "baseline JPEG 4:2:0",
-            "preparation_version": PREPARATION_VERSION,
-            "field_version": FIELD_VERSION,
-            "patients_per_shard": self.patients_per_shard,
-            "holdout": self.holdout,
-            "validation": self.validation,
-            "split_column": self.split_column,
-            "seed": self.seed,
-        }
-
-    def split(self, contents):
-        """Return {split: [record numbers]}, train last."""
-        if self.split_column:
-            return split_by_column(contents, self.split_column)
-        return split_by_chance(
-            contents, test=self.holdout, validation=self.validation, seed=self.seed
-        )
-
-
+@owner_only()
 def build_shards(
     manifest,
     output,
     *,
     keep_columns=(),
     reports=True,
+    identifiers="stop",
+    pseudonymise=None,
     short_side=512,
     crop=True,
     quality=95,
@@ -149,18 +93,23 @@ def build_shards(
     they came, without metadata, and the field of view is noted beside them. `holdout` and
     `validation` are the shares of patients set aside as test/ and validation/, drawn by a hash of
     (seed, patient_id), at least one; or `split_column` names a column that says it. Without
-    `reports` examinations that have none are kept, which is not for training. `workers`
-    defaults to the usable cores (fewer for a small cohort). `progress(done, total)` counts
-    patients. A set built from the same files with the same settings is kept, an unfinished one
-    completed. Returns a BuildSummary. Raises ManifestError when the manifest holds nobody;
-    ShardError when more than `max_reject_fraction` of the photographs cannot be used, nobody is
-    left, or `output` holds another manifest's set.
+    `reports` examinations that have none are kept, which is not for training. `identifiers` says
+    what becomes of reports that hold what names people: they "stop" the build, or it goes on with
+    "redact"ed ones or "allow"s them. `pseudonymise` names a key file: patient_id and exam_id become
+    HMACs. `workers` defaults to the usable cores (fewer for a small cohort).
+    `progress(done, total)` counts patients. A set built from the same files with the same settings
+    is kept, an unfinished one completed. Returns a BuildSummary. Raises ManifestError when the
+    manifest holds nobody; KeyFileError when the key file is none; ShardError when more than
+    `max_reject_fraction` of the photographs cannot be used, nobody is left, reports hold what names
+    people, or `output` holds another manifest's set.
     """
-    plan = _Plan(
+    plan = Plan(
         manifest=Path(manifest),
         output=Path(output),
         keep_columns=tuple(keep_columns),
         reports=reports,
+        identifiers=identifiers,
+        pseudonymise=None if pseudonymise is None else Path(pseudonymise),
         preparation=Preparation(
             short_side=short_side, crop=crop, quality=quality, keep_original=keep_original
         ),
@@ -176,8 +125,15 @@ def build_shards(
 
 
 def _carry_out(plan, progress):
-    contents = read_manifest(plan.manifest, keep_columns=plan.columns, reports=plan.reports)
+    identities = Identities(
+        pseudonyms=None if plan.pseudonymise is None else read_pseudonyms(plan.pseudonymise),
+        redact=plan.identifiers == "redact",
+    )
+    contents = read_manifest(
+        plan.manifest, keep_columns=plan.columns, reports=plan.reports, identities=identities
+    )
     try:
+        _check_identifiers(plan, identities)
         source = _source_hash(plan, contents)
         splits = plan.split(contents)
         reused = _is_current(plan, splits, source)
@@ -185,13 +141,27 @@ def _carry_out(plan, progress):
             slices = Slices(plan.output, source)
             if not reused:
                 slices.begin()
-                _Build(plan, contents, splits, slices, progress).run()
+                _Build(plan, contents, splits, slices, progress).run(identities.found)
+                identities.write(plan.output / IDENTIFIERS_FILE)
             slices.end()
     except OSError as error:
         raise ShardError(
             f"{error.filename or plan.output}: cannot build the shards ({error.strerror})"
         ) from error
     return _summarise(plan, splits, reused=reused, encoding=contents.encoding)
+
+
+def _check_identifiers(plan, identities):
+    """Stop a build that would put what names people into shards, before anything is written."""
+    if plan.identifiers != "stop" or not identities.found:
+        return
+    listed = plan.output / IDENTIFIERS_FILE
+    identities.write(listed)
+    raise ShardError(
+        f"{plan.manifest}: reports name people: {identities.describe()}; all rows are in "
+        f"{listed}; mend them, replace what was found with --redact, or take it into the shards "
+        "with --allow-identifiers"
+    )
 
 
 def _source_hash(plan, contents):
@@ -242,12 +212,18 @@ class _Build:
         self.plan, self.slices, self.progress = plan, slices, progress
         self.records = contents.records
         self.splits = splits
-        self.rejects = Rejects(plan.output / REJECTS_FILE, contents, plan.max_reject_fraction)
+        self.rejects = Rejects(
+            plan.output / REJECTS_FILE,
+            contents,
+            plan.max_reject_fraction,
+            name_files=plan.pseudonymise is None,
+        )
         self.total = sum(map(len, splits.values()))
         self.done = 0
 
-    def run(self):
+    def run(self, identifiers_found):
         """Make every split, then rejects.csv, then each dataset.json."""
+        described = {**self.plan.describe(), "identifiers_found": identifiers_found}
         self.rejects.check()
         written = {split: self._make_split(split) for split in self.splits}
         self.rejects.write()
@@ -257,7 +233,7 @@ class _Build:
                 self.plan.output / split,
                 split=split,
                 source=self.slices.source,
-                preprocessing=self.plan.describe(),
+                preprocessing=described,
                 columns=self.plan.columns,
                 tally=tally,
                 shards=shards,
@@ -334,6 +310,8 @@ def _summarise(plan, splits, *, reused, encoding):
         rejects=kinds.count("rejected"),
         warnings=kinds.count("warning"),
         rejects_file=rejects,
+        identifiers=sum(infos["train"].preprocessing["identifiers_found"].values()),
+        identifiers_file=plan.output / IDENTIFIERS_FILE,
         reused=reused,
         encoding=encoding,
     )

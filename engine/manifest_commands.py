@@ -91,7 +91,8 @@ def manifest_check(
 ):
     """Tell what a manifest holds and what would go wrong with it, without decoding photographs.
 
-    Exit status 2 when more than the allowed fraction of photographs would be lost.
+    Exit status 2 when a build would stop: more than the allowed fraction of photographs would be
+    lost, or reports name people.
     """
     from dataload.manifest_check import check_manifest
 
@@ -104,13 +105,15 @@ def manifest_check(
         json_file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(check), indent=1, ensure_ascii=False)
         json_file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    if check.lost_fraction > max_reject_fraction:
+    stops = check.lost_fraction > max_reject_fraction
+    if stops:
         print(
             f"{check.lost_fraction:.1%} of the photographs would be lost; max_reject_fraction is "
             f"{max_reject_fraction:.1%}"
         )
-        return 2
-    return 0
+    if check.identifiers:
+        print("a build stops at reports that name people, without --redact or --allow-identifiers")
+    return 2 if stops or check.identifiers else 0
 
 
 def _counts(check):
@@ -131,6 +134,7 @@ def _counts(check):
         f"longer than {check.context_length}": f"{too_long} ({check.longer_than_context:,})",
         "name an absent eye": f"{check.absent_eye:,} reports",
         "name only absent eyes": f"{check.absent_eye_only:,} reports",
+        "name people": f"{check.identifier_rows:,} reports",
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -138,6 +142,8 @@ def _counts(check):
 
 
 def _print_details(check):
+    from dataload.identities import counts_in_words
+
     if check.encoding == "gb18030":
         print("the manifest is not UTF-8 and was read as GB18030: are its reports Chinese?")
     if check.repeated_reports:
@@ -147,6 +153,9 @@ def _print_details(check):
         print(f"  {report.count:,} times, as in row {report.row}{excerpt}")
     rows = [f"row {row}" for row in check.absent_eye_only_rows]
     _print_first("reports that name only absent eyes", check.absent_eye_only, rows)
+    rows = [f"row {row}" for row in check.first_identifier_rows]
+    kinds = counts_in_words(check.identifiers)
+    _print_first(f"reports that name people ({kinds})", check.identifier_rows, rows)
     shared = check.first_shared_photographs
     _print_first("photographs of several patients", check.shared_photographs, shared)
     _print_first("problems", check.problems, check.first_problems)

@@ -69,6 +69,8 @@ def open_patients(source, *, columns=(), work=None, preparation=None, say=to_std
                 work / "shards",
                 keep_columns=tuple(columns),
                 reports=False,
+                # what is made here is for figures alone, and needs no names
+                identifiers="redact",
                 short_side=preparation.short_side,
                 crop=preparation.crop,
                 quality=preparation.quality,

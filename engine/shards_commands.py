@@ -10,6 +10,16 @@ from engine.progress import ProgressLine
 
 _SHOWN_REJECTS = 5
 
+PSEUDONYMISE = typer.Option(
+    None, metavar="KEYFILE", help="Replace ids by their HMAC-SHA256 under this file's bytes."
+)
+REDACT = typer.Option(
+    False, "--redact", help="Replace what names people in reports by its kind: [name]."
+)
+ALLOW_IDENTIFIERS = typer.Option(
+    False, "--allow-identifiers", help="Take reports as they are, even where they name people."
+)
+
 app = typer.Typer(no_args_is_help=True, help="Build shard sets, and look into them.")
 
 
@@ -26,6 +36,9 @@ def shards_build(
     validation: float = typer.Option(0.0, min=0.0, max=0.9, help="Fraction for validation/."),
     split_column: str = typer.Option(None, help="Manifest column: train, validation or test."),
     keep_columns: str = typer.Option("", help="Manifest columns to keep, separated by commas."),
+    pseudonymise: Path = PSEUDONYMISE,
+    redact: bool = REDACT,
+    allow_identifiers: bool = ALLOW_IDENTIFIERS,
     patients_per_shard: int = typer.Option(512, min=1, help="What one tar holds."),
     seed: int = typer.Option(0, min=0, help="Of the split."),
     max_reject_fraction: float = typer.Option(0.2, min=0.0, max=1.0, help="Of photographs."),
@@ -33,8 +46,11 @@ def shards_build(
 ):
     """Decode, check, crop and pack a manifest's photographs into shards.
 
-    Run again after a kill it goes on where it stood.
+    Run again after a kill it goes on where it stood. Reports that hold identity or telephone
+    numbers, or fields with names, admission numbers or doctors stop it before anything is packed.
     """
+    if redact and allow_identifiers:
+        raise ValueError("--redact and --allow-identifiers exclude each other; give one of them")
     from dataload.fundus import field_backend
     from dataload.shards import build_shards
 
@@ -48,6 +64,8 @@ def shards_build(
             short_side=short_side,
             crop=crop,
             keep_original=keep_original,
+            identifiers="redact" if redact else "allow" if allow_identifiers else "stop",
+            pseudonymise=pseudonymise,
             holdout=holdout,
             validation=validation,
             split_column=split_column,
@@ -72,6 +90,8 @@ def _say(summary):
     )
     if summary.encoding == "gb18030":
         print("the manifest is not UTF-8 and was read as GB18030: are its reports Chinese?")
+    if summary.identifiers:
+        print(f"{summary.identifiers:,} found in reports, all rows in {summary.identifiers_file}")
     lines = read_rejects(summary.rejects_file)
     for kind, count, what in (
         ("rejected", summary.rejects, "rejected"),
@@ -134,10 +154,20 @@ def _describe(info, shards):
         "largest": largest,
         "without a field of view": f"{info.fields_not_found:,}",
         "columns": ", ".join(info.columns) or "none",
+        "identities": _describe_identities(preparation),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _describe_identities(preparation):
+    """Say what was done about people's identities; sets of before know nothing of it."""
+    ids = "pseudonyms" if preparation.get("pseudonymised") else "ids as in the manifest"
+    found = sum(preparation.get("identifiers_found", {}).values())
+    done = {"stop": "none found in reports", "redact": f"{found:,} replaced in reports"}
+    done["allow"] = f"{found:,} found in reports and left"
+    return f"{ids}, {done.get(preparation.get('identifiers'), 'reports not searched')}"
 
 
 def _print_rejects(console, output):

@@ -217,9 +217,14 @@ def test_bad_jsonl_rows_are_named(folder):
     assert [record.patient_id for record in manifest.records] == ["P"]
     assert [problem.row for problem in manifest.problems] == [2, 3, 4, 5, 6, 7]
     found = "; ".join(map(str, manifest.problems))
-    for message in ("is not JSON", "is a JSON list", "the number 1.5", "list of file names"):
+    for message in (
+        "is not JSON",
+        "is a JSON list",
+        "is a number with a point",
+        "list of file names",
+    ):
         assert message in found
-    assert "report is ['r']; write a text" in found
+    assert "report is a list; write a text" in found
 
 
 def test_half_a_surrogate_pair_cannot_reach_a_file(folder):
