@@ -1,7 +1,8 @@
 """A contact sheet of a shard set: its patients' photographs side by side, for a look.
 
 Each patient has a row of two: the right eye on the left, as the one who examines faces the
-patient, then the left eye. The sheet shows what training sees of them.
+patient, then the left eye. The sheet shows what training sees of them. It is made of photographs,
+so it says on top that it contains patient data; patients are numbered by their place in the set.
 """
 
 import io
@@ -14,6 +15,8 @@ GAP = 8
 CAPTION = 14
 PATIENTS_ACROSS = 4
 BACKGROUND, INK = (24, 24, 24), (200, 200, 200)
+BANNER, BANNER_INK = (140, 29, 24), (255, 255, 255)
+PATIENT_DATA = "contains patient data"
 # as ophthalmologists lay photographs out
 ORDER = ("right", "left")
 
@@ -23,11 +26,14 @@ def contact_sheet(reader, count=24):
     chosen = np.unique(np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(int))
     across = min(PATIENTS_ACROSS, len(chosen))
     width, height = 2 * THUMBNAIL + 2 * GAP, THUMBNAIL + CAPTION + GAP
-    size = (across * width + GAP, -(-len(chosen) // across) * height + GAP)
+    top = CAPTION + 2 * GAP
+    size = (across * width + GAP, top + -(-len(chosen) // across) * height)
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
+    draw.rectangle((0, 0, size[0], CAPTION + GAP), fill=BANNER)
+    draw.text((GAP, GAP // 2), PATIENT_DATA, fill=BANNER_INK)
     for place, index in enumerate(chosen.tolist()):
-        corner = (GAP + place % across * width, GAP + place // across * height)
+        corner = (GAP + place % across * width, top + place // across * height)
         visit = reader.patient(index).examinations[0]
         for number, eye in enumerate(ORDER):
             x, y = corner[0] + number * (THUMBNAIL + GAP // 2), corner[1] + CAPTION

@@ -66,14 +66,18 @@ class PhotographSource:
         return np.flatnonzero(self._absent[:-1])
 
     def condemn(self, row):
-        """Treat this row's photograph as absent from now on; warns once, saying whose it is."""
+        """Treat this row's photograph as absent from now on; warns once, saying which it is.
+
+        The patient is named by the place in the shard set: logs hold no numbers of patients.
+        """
         if self._absent[row]:
             return
         self._absent[row] = True
         patient, eye = self._table.owner[row]
-        sample = {"patient_id": self._reader.patient(int(patient)).patient_id, "eye": EYES[eye]}
+        sample = {"index": int(patient), "eye": EYES[eye]}
         _log.warning(
-            "patient %s, %s eye: the photograph cannot be decoded and counts as absent",
+            "patient at place %s of the shard set, %s eye: the photograph cannot be decoded and "
+            "counts as absent",
             *sample.values(),
             extra={"sample": sample},
         )

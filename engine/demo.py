@@ -38,11 +38,15 @@ class DemoError(ValueError):
     """A stage of the demo failed; the message names the command and its exit status."""
 
 
-def run_demo(*, output, manifest, config, patients, overrides) -> int:
+def run_demo(
+    *, output, manifest, config, patients, overrides, gallery=False, shard_options=()
+) -> int:
     """Run all stages into `output`; return 0, or 1 if the rendered cohort's targets were missed.
 
     manifest: the user's own patients (nothing is required of their figures), or None for a rendered
-    cohort of `patients`. Raises the stages' one-line errors.
+    cohort of `patients`. gallery: show the user's patients on the page; rendered ones always are.
+    shard_options: further words for `retclip shards build`.
+    Raises the stages' one-line errors.
     """
     console = Console()
     stages = Stages(console)
@@ -63,6 +67,7 @@ def run_demo(*, output, manifest, config, patients, overrides) -> int:
         *("shards", "build", source, shards, "--short-side", SHORT_SIDE),
         *("--holdout", HOLDOUT if manifest is None else OWN_HOLDOUT),
         *(("--keep-columns", ",".join(columns)) if columns else ()),
+        *shard_options,
     )
     tokenizer = output / "tokenizer.model"
     if not tokenizer.exists():
@@ -75,6 +80,7 @@ def run_demo(*, output, manifest, config, patients, overrides) -> int:
         output,
         title=title,
         console=console,
+        gallery=gallery or manifest is None,
         synthetic=manifest is None,
         seconds=stages.seconds,
     )

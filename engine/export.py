@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataload.owner_only import owner_only
 from engine.export_check import ExportError
 from engine.export_folders import write_official, write_safetensors
 from engine.export_graphs import write_onnx, write_torch_export
@@ -37,6 +38,7 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
+@owner_only()
 def export_model(trained, to, form):
     """Write a TrainedModel under the new folder `to` in one of FORMATS; return Exported.
 

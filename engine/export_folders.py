@@ -86,8 +86,6 @@ def write_safetensors(trained, folder):
         for name, value in trained.model.state_dict().items()
     }
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    # safetensors makes files that their owner alone may read
-    (folder / WEIGHTS).chmod(0o644)
     require_equal(load_file(folder / WEIGHTS), state, WEIGHTS)
     # whatever it began with is in the weights; those were paths of one machine
     config = dataclasses.replace(trained.config, init=InitConfig())

@@ -100,6 +100,8 @@ def write_onnx(trained, folder):
 def _onnx_runner(folder):
     import onnxruntime
 
+    # Microsoft's builds for Windows report their use otherwise
+    onnxruntime.disable_telemetry_events()
     sessions = {
         name: onnxruntime.InferenceSession(
             folder / f"{name}.onnx", providers=["CPUExecutionProvider"]

@@ -1,8 +1,8 @@
 """The results page: one HTML file that holds everything it shows and asks the network for nothing.
 
-Reports are text of unknown origin: the template escapes every value. Figures are in
-engine/page_figures.py, the choice of patients in engine/page_gallery.py, the words and the look in
-engine/page.html.j2.
+Reports are text of unknown origin: the template escapes every value. Without a gallery no value
+is one patient's: no photograph, report, number or file name. Figures are in engine/page_figures.py,
+the choice of patients in engine/page_gallery.py, the words and the look in engine/page.html.j2.
 
 Shapes: N patients, M patients in the similarity matrix.
 """
@@ -50,6 +50,7 @@ def write_page(
     config_summary: dict,
     training_log: Path | None,
     facts: dict,
+    gallery: bool = False,
 ) -> None:
     """Write the results page of a run.
 
@@ -62,23 +63,29 @@ def write_page(
         training_log: the run's metrics.csv, or None; one that is missing or empty is left out.
         facts: `synthetic` (bool) says that the patients were rendered, `machine` (str) names the
             machine; every other entry is listed as it is.
+        gallery: show some patients: photographs, reports and numbers. Unless they were rendered,
+            the page says on top that it contains patient data.
     """
     reader = shards if not isinstance(shards, (str, Path)) else ShardReader(Path(shards))
     log = read_log(training_log)
     recipe = dict(_flatten(config_summary))
+    synthetic = bool(facts.get("synthetic"))
+    examples = _examples(evaluation, embeddings, reader) if gallery else []
     page = (
         page_environment()
         .get_template("page.html.j2")
         .render(
             title=run_title,
-            synthetic=bool(facts.get("synthetic")),
+            synthetic=synthetic,
+            patient_data=bool(examples) and not synthetic,
             facts={name: value for name, value in facts.items() if name != "synthetic"},
             recipe=recipe,
             question=_question(config_summary),
             training=_training(log, facts),
             figures=_figures(evaluation, embeddings, log, recipe),
             **_figures_in_words(evaluation, embeddings),
-            **_gallery(evaluation, embeddings, reader),
+            examples=examples,
+            excerpt_length=_EXCERPT,
         )
     )
     Path(path).write_text(page, encoding="utf-8")
@@ -103,13 +110,10 @@ def _figures_in_words(evaluation, embeddings):
     }
 
 
-def _gallery(evaluation, embeddings, reader):
+def _examples(evaluation, embeddings, reader):
     names = [result.name for result in evaluation.zero_shot]
     examinations = examinations_of(embeddings, reader)
-    return {
-        "examples": choose_examples(embeddings, evaluation.present, examinations, reader, names),
-        "excerpt_length": _EXCERPT,
-    }
+    return choose_examples(embeddings, evaluation.present, examinations, reader, names)
 
 
 def read_log(path: Path | None) -> dict[str, np.ndarray] | None:

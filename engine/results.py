@@ -1,28 +1,40 @@
 """A trained run's figures and page: evaluate its newest checkpoint, print, write, show."""
 
 import json
-import os
 import platform
 from pathlib import Path
 
 import torch
 
+from dataload.cores import usable_cores
+from engine.commands import warn
 from engine.config import to_dict
+from engine.devices import default_device
 from engine.evaluation import evaluate, print_tables
 from engine.page import write_page
 from engine.run_folder import load_run
 
 
 def evaluate_run(
-    run, data, output, *, title, console, weights="newest", synthetic=False, seconds=None
+    run,
+    data,
+    output,
+    *,
+    title,
+    console,
+    weights="newest",
+    gallery=False,
+    synthetic=False,
+    seconds=None,
 ) -> dict:
     """Evaluate a run's `weights` (see load_run) on the shard set `data` and return the figures.
 
     Prints tables to the rich console and writes metrics.json and report.html to `output`.
-    synthetic: the page says that the patients were rendered; seconds: time by stage, for the
-    record. Raises ConfigError, CheckpointError or ShardError naming what is missing.
+    gallery: the page shows photographs, reports and numbers of some patients; synthetic: it says
+    that they were rendered; seconds: time by stage, for the record. Raises ConfigError,
+    CheckpointError or ShardError naming what is missing.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device(warn)
     trained = load_run(run, device, weights)
     evaluation, embeddings = evaluate(
         trained.model, trained.tokenizer, trained.config, data, device=device
@@ -42,8 +54,14 @@ def evaluate_run(
         config_summary=to_dict(trained.config),
         training_log=run / "metrics.csv",
         facts=facts,
+        gallery=gallery,
     )
-    console.print(f"Figures: {output / 'metrics.json'}\nPage:    {output / 'report.html'}")
+    shown = "without photographs and reports, which --gallery adds"
+    if gallery:
+        shown = "shows rendered patients" if synthetic else "contains patient data"
+    console.print(
+        f"Figures: {output / 'metrics.json'}\nPage:    {output / 'report.html'} ({shown})"
+    )
     return metrics
 
 
@@ -58,4 +76,4 @@ def machine() -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+    return f"{usable_cores()} cores of {name}"

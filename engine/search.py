@@ -19,6 +19,8 @@ from engine.page import page_environment
 from engine.page_gallery import thumbnail
 
 RAW = "none"
+# of an index, whatever else it was told to keep
+_COLUMNS = ("patient_id", "exam_id", "eyes", "route", "photographs", "patient")
 
 
 class SearchError(ValueError):
@@ -44,6 +46,10 @@ def check_index(table: FeatureTable, trained, path) -> None:
         raise SearchError(
             f"{path}: holds another model's features; give --model the one it was embedded with"
         )
+    missing = [name for name in _COLUMNS if name not in table.columns]
+    if missing or not {*table.columns["route"]} <= {*LEVELS, RAW}:
+        what = f"no column {missing[0]}" if missing else "a route that is no head"
+        raise SearchError(f"{path}: its rows have {what}; embed again")
     if RAW in table.columns["route"]:
         raise SearchError(
             f"{path}: holds raw features, which no text can be compared with; embed again with "
@@ -114,7 +120,11 @@ def thumbnails(table: FeatureTable, hits: list[Hit], reader) -> list[list[str]]:
 
 
 def write_search_page(path: Path, query: str, hits: list[Hit], images=None) -> None:
-    """Write one HTML file of the hits; images: their thumbnails, None: a table alone."""
+    """Write one HTML file of the hits.
+
+    images: the gallery's thumbnails, patients' numbers beside them; None: neither, but the rows of
+    the index, counted from 1.
+    """
     page = page_environment().get_template("search.html.j2")
     shown = zip(hits, images or [()] * len(hits), strict=True)
     text = page.render(query=query, hits=list(shown), gallery=images is not None)

@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from page_outline import check_page
 from PIL import Image
 from tiny_cohort import write_tiny_cohort
 from tiny_run import RECIPE, run, train_command
 
+from dataload.contact_sheet import BANNER
 from engine.commands import run_command
 from engine.config import load_config
 
@@ -60,6 +62,8 @@ def test_a_shard_set_is_verified_shown_and_tokenised(tmp_path):
     pixels = np.asarray(Image.open(sheet))
     # four patients with two thumbnails each, and more on it than the background
     assert pixels.shape[1] > 8 * 128 and pixels.std() > 20
+    # on top: contains patient data, white on red
+    assert tuple(pixels[0, 0]) == BANNER and (pixels[:20, :200] > 200).all(axis=2).any()
     model = tmp_path / "tokenizer.model"
     words = ["tokenizer", "train", shards / "train", model, "--vocabulary-size", 400]
     assert retclip(*words).returncode == 0
@@ -121,11 +125,15 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
 def test_evaluate_writes_figures_and_page(tiny_data, tmp_path):
     output = tmp_path / "run"
     assert run(train_command(tiny_data, output, "--training.steps=2")).returncode == 0
-    done = retclip("evaluate", output, "--data", tiny_data["shards"], "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    words = ("evaluate", output, "--data", tiny_data["shards"], "--gallery")
+    done = retclip(*words, "--output", tmp_path / "out")
+    assert done.returncode == 0 and "contains patient data" in done.stdout, done.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["patients"] == 10 and metrics["facts"]["step"] == 2
-    assert "<html" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")[:500]
+    page = check_page(tmp_path / "out" / "report.html")
+    assert page.index("This page contains patient data") < page.index("<h1>")
+    # tests/test_canary.py holds that there is nothing of them without --gallery
+    assert "data:image/jpeg" in page and "T000" in page
     shutil.rmtree(output / "checkpoints")
     assert "no checkpoint yet" in error_of(
         retclip("evaluate", output, "--data", tiny_data["shards"])

@@ -137,7 +137,7 @@ def test_a_table_is_read_as_it_was_written(table, tmp_path, suffix):
     path = tmp_path / "new" / f"features{suffix}"
     files = write_features(path, table)
     assert sorted(path.parent.iterdir()) == sorted(files)
-    assert path.stat().st_mode & 0o777 == files[-1].stat().st_mode & 0o777 != 0o600
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
     found = read_features(path)
     assert np.array_equal(found.features, table.features) and found.features.dtype == np.float32
     assert found.columns == table.columns and found.facts == table.facts == read_facts(path)

@@ -3,11 +3,13 @@
 import contextlib
 import csv
 import json
+import re
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
+from page_outline import check_page
 from sklearn.metrics import roc_auc_score
 from tiny_labelled import (
     CLASSES,
@@ -100,8 +102,10 @@ def test_a_probe_tells_the_colours_apart_and_writes_everything(there, probed):
     scores = np.array([[float(row[f"p_{name}"]) for name in "012"] for row in rows])
     expected = roc_auc_score(truths, scores, multi_class="ovr")
     assert found["auroc"]["value"] == pytest.approx(expected)
-    page = (probed / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/svg") == 4 and "http" not in page.replace("http-equiv", "")
+    page = check_page(probed / "report.html")
+    assert page.count("data:image/svg") == 4
+    # neither photographs nor who was photographed
+    assert "data:image/jpeg" not in page and not re.search(r">P\d\d\b|_left\.jpg", page)
     # photographs of unknown eye are photographs too
     assert {row["eye"] for row in rows} == {"left", "right", "unknown"}
 
@@ -161,7 +165,7 @@ def test_few_shots_have_a_mean_and_a_page(there, tmp_path):
     assert [one["k"] for one in figures["shots"]] == [1, 9]
     assert len(figures["shots"][0]["figures"]["auroc"]["values"]) == 2
     assert figures["shots"][1]["short"] == dict.fromkeys(sorted(CLASSES), 4)
-    assert "With how few labels?" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "With how few labels?" in check_page(tmp_path / "report.html")
 
 
 def test_prompts_go_through_the_head_of_each_photograph(there, tmp_path):
@@ -169,7 +173,7 @@ def test_prompts_go_through_the_head_of_each_photograph(there, tmp_path):
     prompts.write_text('0: "{eye}: no abnormality"\n1: [glaucoma]\n2: ["{eye}近视", myopia]\n')
     words = ("--labels", "grade", "--prompts", str(prompts))
     figures = run(there, "zeroshot", there.singles, tmp_path / "o", *words, page=True)
-    assert "What was asked" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+    assert "What was asked" in check_page(tmp_path / "o" / "report.html")
     rows = table(tmp_path / "o" / "predictions.csv")
     eyes = [row["eye"] for row in rows]
     heads = {"left": eyes.count("left"), "right": eyes.count("right")}

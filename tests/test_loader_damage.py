@@ -54,7 +54,9 @@ def test_a_damaged_photograph_costs_its_eye_only(build, damaged, backend, cache,
         epochs = [joined(loader.epoch(0)) for _ in range(2)]
     assert loader.decode_failures == 1
     warnings = [record.getMessage() for record in caplog.records if "decoded" in record.message]
-    assert len(warnings) == 1 and warnings[0].startswith("patient T004, left eye: ")
+    assert len(warnings) == 1 and warnings[0].startswith(
+        "patient at place 4 of the shard set, left eye: "
+    )
     place = intact["index"].tolist().index(4)
     assert intact["present_eyes"][0, place]
     intact["present_eyes"][0, place] = False

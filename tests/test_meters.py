@@ -14,7 +14,7 @@ from engine.config import ConfigError
 from engine.meters import COLUMNS, Meters, check_wandb
 from engine.validation import FIGURES
 
-SAMPLE = {"patient_id": "T004", "eye": "left"}
+SAMPLE = {"index": 4, "eye": "left"}
 
 
 def meters_of(run, **options):
@@ -56,7 +56,7 @@ def events_of(run):
 
 def warn():
     log = logging.getLogger("dataload.photograph_source")
-    log.warning("patient %s cannot be decoded", "T004", extra={"sample": SAMPLE})
+    log.warning("patient at place %s cannot be decoded", 4, extra={"sample": SAMPLE})
     log.info("nothing to warn of")
 
 
@@ -71,9 +71,9 @@ def test_decode_failures_are_a_column_and_warnings_are_events(tmp_path, capsys):
     assert [row["decode_failures"] for row in rows] == ["0", "3"]
     assert [row["grad_norm"] for row in rows] == ["0.5", "0.5"]
     assert all(float(row["patients_per_second"]) > 0 for row in rows)
-    expected = {"message": "patient T004 cannot be decoded", "level": "warning", **SAMPLE}
+    expected = {"message": "patient at place 4 cannot be decoded", "level": "warning", **SAMPLE}
     assert events_of(tmp_path) == [expected, {"message": "in NumPy", "level": "warning"}]
-    assert capsys.readouterr().err.count("T004") == 1
+    assert capsys.readouterr().err.count("place 4") == 1
 
 
 def test_warnings_after_the_end_and_of_other_ranks_are_no_events(tmp_path):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from page_outline import check_page
 from tiny_cohort import draw_photograph
 from tiny_mixed import ROWS, write_mixed_manifest
 from tiny_trained import write_tiny_trained
@@ -101,12 +102,18 @@ def test_search_finds_the_photographed_patient(place, capsys):
     first = next(line for line in shown.splitlines() if "│ 1" in line)
     assert "C" in first and "1.000" in first and "patient" in first
     assert "contains patient data" in shown
-    html = page.read_text(encoding="utf-8")
-    assert html.count("data:image/jpeg;base64,") >= 3 and "contains patient data" in html
-    assert "http" not in html.replace("http-equiv", "")
+    html = check_page(page)
+    assert html.count("data:image/jpeg;base64,") >= 3 and "4.png" in html
+    assert html.index("contains patient data") < html.index("<h1>") and ">1. C" in html
     assert run(["search", "<b>青光眼</b>", *index, "--page", page]) == 0
-    html = page.read_text(encoding="utf-8")
-    assert "data:image" not in html and "&lt;b&gt;青光眼" in html and "patients' numbers" in html
+    html = check_page(page)
+    assert "data:image" not in html and "&lt;b&gt;青光眼" in html and "patient data" not in html
+    rows = re.findall(r'class="who">\d\. ([^<]+)<', html)
+    assert len(rows) == 3 and all(re.fullmatch(r"row \d of the index", row) for row in rows)
+    # the file of a query may be named by the patient
+    assert run(["search", query, *index, "--page", page]) == 0
+    html = check_page(page)
+    assert "4.png" not in html and "a photograph" in html
 
 
 def test_classify_takes_one_eye_or_two_and_names_the_head(place, capsys):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from page_outline import check_page
 from tiny_labelled import (
     CLASSES,
     grade_of,
@@ -70,7 +71,7 @@ def test_sets_that_lie_ready_are_measured_and_the_others_named(there, tmp_path, 
     tested = [n for n in range(PATIENTS) if list(single_rows(n))[0]["split"] == "test"]
     positives = 2 * sum(grade_of(number) == 1 for number in tested)
     assert own["test"]["classes"][CLASSES[1]]["positives"] == positives
-    page = (tmp_path / "suite.html").read_text(encoding="utf-8")
+    page = check_page(tmp_path / "suite.html")
     published = figures_of("aptos2019")
     assert "not prepared" in page and len(lines["aptos2019"]["published"]) == len(published)
     for figure in published:
