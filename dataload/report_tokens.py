@@ -99,4 +99,20 @@ def report_tokens(reader, tokenizer, texts):
         raise ShardError(
             f"{path}: holds the tokens of other shards; run retclip shards tokenize again"
         )
+    if not _fit(ids, offsets, len(texts), tokenizer.vocabulary_size):
+        raise ShardError(f"{path}: holds no such tokens; run retclip shards tokenize again")
     return ReportTokens(ids=ids, offsets=offsets, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
+
+
+def _fit(ids, offsets, reports, vocabulary):
+    """Whether arrays of a file are what ReportTokens holds of so many reports."""
+    if (ids.dtype, ids.ndim, offsets.dtype, offsets.shape) != (
+        np.int32,
+        1,
+        np.int64,
+        (reports + 1,),
+    ):
+        return False
+    if offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any():
+        return False
+    return not len(ids) or (ids.min() >= 0 and ids.max() < vocabulary)

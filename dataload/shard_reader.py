@@ -5,16 +5,25 @@ cheap to open, holds no photograph in memory, and can be sent to another process
 """
 
 import hashlib
-import json
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from dataload.checked_json import checked_json
 from dataload.open_files import OpenFiles
 from dataload.records import EYES
+from dataload.shard_format import (
+    Count,
+    FormatEntry,
+    Largest,
+    PatientEntry,
+    Preprocessing,
+    ShardEntry,
+)
 from dataload.shard_writer import DATASET_FILE, FORMAT_NAME, FORMAT_VERSION, INDEX_HEADER
 
 
@@ -27,17 +36,20 @@ class DatasetInfo:
     """What dataset.json says; `photographs` by eye, `largest` width, height (px) and bytes."""
 
     split: str
-    patients: int
-    examinations: int
-    photographs: dict[str, int]
-    reports: dict[str, int]
-    largest: dict[str, int]
-    fields_not_found: int
-    preprocessing: dict
+    patients: Count
+    examinations: Count
+    photographs: dict[str, Count]
+    reports: dict[str, Count]
+    largest: Largest
+    fields_not_found: Count
+    preprocessing: Preprocessing
     columns: list[str]
     source: str
     sha256: str
-    shards: list[dict]
+    shards: list[ShardEntry]
+
+
+FORMAT, INFO, PATIENT = map(TypeAdapter, (FormatEntry, DatasetInfo, PatientEntry))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,24 +100,24 @@ def read_info(folder):
     """Return the DatasetInfo of a shard set; raise ShardError when the folder holds none."""
     path = Path(folder) / DATASET_FILE
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.pop("format") != FORMAT_NAME:
+        data = path.read_bytes()
+        found = checked_json(FORMAT, data)
+        if found["format"] != FORMAT_NAME:
             raise ShardError(f"{path}: is not the description of a shard set")
-        version = fields.pop("version")
-        if version != FORMAT_VERSION:
+        if found["version"] != FORMAT_VERSION:
             raise ShardError(
-                f"{path}: has format version {version}, this program reads {FORMAT_VERSION}; "
-                "build the shards again"
+                f"{path}: has format version {found['version']}, this program reads "
+                f"{FORMAT_VERSION}; build the shards again"
             )
-        return DatasetInfo(**fields)
+        return checked_json(INFO, data)
     except ShardError:
         raise
     except (FileNotFoundError, NotADirectoryError):
         raise ShardError(
             f"{path}: no such file; build the shards first (retclip shards build)"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardError(f"{path}: is damaged ({error}); build the shards again") from error
+    except ValueError as error:
+        raise ShardError(f"{path}: is damaged ({error}); build the shards again") from None
 
 
 class ShardReader:
@@ -120,6 +132,11 @@ class ShardReader:
             self._check_size(shard)
             self._lines.append(self._read_index(shard))
         self._ends = list(accumulate(len(lines) for lines in self._lines))
+        if [0, *self._ends][-1] != self.info.patients:
+            raise ShardError(
+                f"{self.folder / DATASET_FILE}: says {self.info.patients} patients, the indexes "
+                "beside it hold others; build the shards again"
+            )
         self._files = OpenFiles()
 
     def __reduce__(self):
@@ -150,8 +167,9 @@ class ShardReader:
             raise ShardError(
                 f"{path}: does not match its hash in {DATASET_FILE}; build the shards again"
             )
-        header, *lines = data.decode("ascii").splitlines()
-        assert header == f"{INDEX_HEADER} {len(lines)}"
+        header, *lines = data.decode("ascii", "replace").splitlines() or [""]
+        if header != f"{INDEX_HEADER} {len(lines)}":
+            raise ShardError(f"{path}: is no index of {len(lines)} samples; build the shards again")
         return lines
 
     def _locate(self, index):
@@ -159,12 +177,15 @@ class ShardReader:
         if not 0 <= index < len(self):
             raise IndexError(f"patient {index} of {len(self)} in {self.folder}")
         shard = bisect_right(self._ends, index)
-        start = self._ends[shard - 1] if shard else 0
-        fields = self._lines[shard][index - start].split(" ")
-        files = {
-            extension: (int(offset), int(size), name)
-            for extension, offset, size, name in zip(*[iter(fields)] * 4, strict=True)
-        }
+        line = index - (self._ends[shard - 1] if shard else 0)
+        entry = self.info.shards[shard]
+        try:
+            files = _parse_line(self._lines[shard][line], entry["bytes"])
+        except ValueError as error:
+            path = (self.folder / entry["name"]).with_suffix(".idx")
+            raise ShardError(
+                f"{path}: line {line + 2} is damaged ({error}); build the shards again"
+            ) from None
         return shard, files
 
     def _read(self, shard, offset, size):
@@ -186,14 +207,26 @@ class ShardReader:
             )
         return data
 
-    def _description(self, shard, files):
+    def _description(self, index):
+        """Return (shard number, files, PatientEntry) of a patient."""
+        shard, files = self._locate(index)
         offset, size, _ = files["json"]
-        return json.loads(self._read(shard, offset, size))
+        try:
+            description = checked_json(PATIENT, self._read(shard, offset, size))
+            _check_photographs(description, files)
+        except ShardError:
+            raise
+        except ValueError as error:
+            path = self.folder / self.info.shards[shard]["name"]
+            raise ShardError(
+                f"{path}: the description of patient {index} at byte {offset} is damaged "
+                f"({error}); build the shards again"
+            ) from None
+        return shard, files, description
 
     def patient(self, index):
-        """Return the ShardPatient with this number."""
-        shard, files = self._locate(index)
-        description = self._description(shard, files)
+        """Return the ShardPatient with this number; ShardError where it is damaged."""
+        shard, files, description = self._description(index)
         examinations = []
         for fields in description["examinations"]:
             eyes = {eye: [] for eye in EYES}
@@ -205,7 +238,7 @@ class ShardReader:
                     size=size,
                     width=photograph["width"],
                     height=photograph["height"],
-                    region=tuple(photograph["region"]),
+                    region=photograph["region"],
                     name=name,
                 )
                 eyes[photograph["eye"]].append(photo)
@@ -228,11 +261,12 @@ class ShardReader:
 
     def reports(self):
         """Return the report of every examination, patient by patient."""
-        reports = []
-        for index in range(len(self)):
-            description = self._description(*self._locate(index))
-            reports += [fields["report"] for fields in description["examinations"]]
-        return reports
+        return [report for reports in self.reports_by_patient() for report in reports]
+
+    def reports_by_patient(self):
+        """Return the list of reports of each patient."""
+        patients = (self._description(index)[-1] for index in range(len(self)))
+        return [[fields["report"] for fields in patient["examinations"]] for patient in patients]
 
     def verify(self, progress=None):
         """Re-read every tar against its hash; raise ShardError that names the first that differs.
@@ -253,3 +287,28 @@ class ShardReader:
             done += shard["bytes"]
             if progress is not None:
                 progress(done, total)
+
+
+def _parse_line(line, end):
+    """Return {extension: (offset, size, name)} of a sample in a shard of `end` bytes."""
+    files = {
+        extension: (int(offset), int(size), name)
+        for extension, offset, size, name in zip(*[iter(line.split(" "))] * 4, strict=True)
+    }
+    if "json" not in files:
+        raise ValueError("no json among its files")
+    if any(offset < 0 or size < 0 or offset + size > end for offset, size, _ in files.values()):
+        raise ValueError(f"a file outside of the shard's {end} bytes")
+    return files
+
+
+def _check_photographs(description, files):
+    """Raise ValueError where a photograph has no file or an empty region."""
+    for examination in description["examinations"]:
+        for photograph in examination["photographs"]:
+            if photograph["file"] not in files:
+                raise ValueError(f"no file {photograph['file']!r}")
+            x0, y0, x1, y1 = photograph["region"]
+            # whether it lies inside is for the decoder to see, which knows the true size
+            if x0 >= x1 or y0 >= y1:
+                raise ValueError(f"region {photograph['region']} is empty")

@@ -9,6 +9,7 @@ go when dataset.json, in which they end, is there.
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -25,9 +26,30 @@ NOTE_SUFFIX = ".done"
 @contextlib.contextmanager
 def only_build(output):
     """Hold the folder `output`, which is made, for this build; ShardError if another holds it."""
+    output.mkdir(parents=True, exist_ok=True)
+    has_flock = importlib.util.find_spec("fcntl") is not None
+    with _locked_folder(output) if has_flock else _open_file(output):
+        yield
+
+
+@contextlib.contextmanager
+def _open_file(output):
+    # Windows deletes the file together with the process that has it open, however that ends
+    flags = os.O_CREAT | os.O_EXCL | os.O_TEMPORARY
+    try:
+        file = os.open(output / "build.lock", flags)
+    except FileExistsError:
+        raise ShardError(f"{output}: another build is writing here; wait for it") from None
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _locked_folder(output):
     import fcntl
 
-    output.mkdir(parents=True, exist_ok=True)
     folder = os.open(output, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,9 +121,10 @@ class Slices:
 
 def _read(path):
     try:
-        return json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
-    except (FileNotFoundError, ValueError):
+        found = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _is_whole(folder, entry):

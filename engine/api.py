@@ -14,15 +14,17 @@
 Shapes: N patients, D the shared space, C classes; levels are always left, right, patient.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from engine.devices import default_device
 from engine.evaluation import prompt_encoder
 from engine.model import LEVELS
-from engine.photograph_features import LEFT, RIGHT, UNKNOWN, image_head
+from engine.photograph_features import LEFT, RIGHT, UNKNOWN, image_head, stand_ins
 from engine.photograph_input import PhotographPreparer
 from engine.pretrained import load_pretrained
 from engine.prompt_classes import ClassPrompts, prompt_probabilities
@@ -95,7 +97,7 @@ class RetClip:
         CheckpointError or WeightsError, which are ValueErrors, one line.
         """
         if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = default_device(warnings.warn)
         return cls(load_pretrained(path, device), device)
 
     def embed_images(self, left=None, right=None, unknown=None) -> ImageFeatures:
@@ -204,11 +206,7 @@ def _listed(side):
 
 def _rows(numbers, place):
     """Return the photographs that stand for a patient's left and right eye."""
-    unknown = numbers.get((place, UNKNOWN))
-    left, right = (numbers.get((place, slot)) for slot in (LEFT, RIGHT))
-    for one in (left, right, unknown):
-        left = one if left is None else left
-    return left, left if right is None else right
+    return stand_ins(*(numbers.get((place, slot)) for slot in (LEFT, RIGHT, UNKNOWN)))
 
 
 def _route(eyes):

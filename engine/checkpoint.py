@@ -16,7 +16,6 @@ step and needs no file. Nothing here is a pickle: loading executes no code from 
 Only the main rank touches files. Every rank calls these functions.
 """
 
-import json
 import platform
 import threading
 from functools import partial
@@ -26,8 +25,10 @@ import safetensors
 import torch
 import torch.distributed as dist
 import yaml
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
+from dataload.checked_json import checked_json
 from engine import portable, random_states
 from engine.checkpoint_folder import (
     FOLDER,
@@ -36,10 +37,11 @@ from engine.checkpoint_folder import (
     newest_name,
     publish,
 )
+from engine.checkpoint_state import State, Version
 from engine.config import to_dict
 from engine.file_manifest import as_json
 from engine.portable import WEIGHTS
-from engine.tensor_file import layout_of, write_tensors
+from engine.tensor_file import TYPES, layout_of, write_tensors
 from engine.world import World
 
 __all__ = [
@@ -62,6 +64,7 @@ RANDOM = "random.json"
 RECIPE = "config.yaml"
 # raised when the contents change their meaning
 FORMAT = 1
+_VERSION, _STATE = TypeAdapter(Version), TypeAdapter(State)
 
 
 def save_checkpoint(engine, run: Path, step: int, world, config, *, average=None, position=None):
@@ -224,9 +227,20 @@ def _texts(engine, run, step, world, config, position):
     }
 
 
-def read_state(checkpoint: Path) -> dict:
-    """Return state.json of a whole checkpoint folder."""
-    return json.loads((checkpoint / STATE).read_bytes())
+def read_state(checkpoint: Path) -> State:
+    """Return state.json of a whole checkpoint folder; CheckpointError where it is none."""
+    path = checkpoint / STATE
+    data = path.read_bytes()
+    if _checked(_VERSION, path, data)["format"] != FORMAT:
+        raise CheckpointError(f"{checkpoint}: written by another version of this engine")
+    return _checked(_STATE, path, data)
+
+
+def _checked(kind, path, data):
+    try:
+        return checked_json(kind, data)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is damaged ({error})") from None
 
 
 def resume(engine, folder: Path | None) -> int:
@@ -242,28 +256,31 @@ def resume(engine, folder: Path | None) -> int:
 
     def look():
         state = read_state(folder)
-        if state.get("format") != FORMAT:
-            raise CheckpointError(f"{folder}: written by another version of this engine")
         for file, entries in portable.entries(engine, state["moments"]).items():
             files[file] = _open_fitting(folder / file, layout_of(entries))
-        return state, json.loads((folder / RANDOM).read_bytes())
+        path = folder / RANDOM
+        return state, _checked(random_states.STATES, path, path.read_bytes())
 
     state, states = world.from_main(look)
-    portable.restore(engine, state, lambda file, name: files[file].get_tensor(name))
-    if len(states) == world.size:
-        random_states.restore(states[world.rank], world.device)
+    try:
+        portable.restore(engine, state, lambda file, name: files[file].get_tensor(name))
+        if len(states) == world.size:
+            random_states.restore(states[world.rank], world.device)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     return state["step"]
 
 
 def _open_fitting(path, layout):
     try:
         file = safe_open(path, framework="pt")
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    expected = {name: [*shape] for name, (_, shape) in layout.items()}
+    expected = {name: (TYPES[dtype], [*shape]) for name, (dtype, shape) in layout.items()}
     wrong = sorted(
-        name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name)
+        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
     )
     if wrong:
         raise CheckpointError(f"{path}: belongs to another model, by {', '.join(wrong[:3])}")

@@ -29,7 +29,8 @@ from engine.file_manifest import (
 FOLDER = "checkpoints"
 POINTER = "latest.json"
 PARTIAL = "partial-"
-NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
+# no more digits than a file name and an int64 hold
+NAME = re.compile(r"step-(\d{8,18})(?:-(\d{1,18}))?", re.ASCII)
 
 
 class CheckpointError(ValueError):
@@ -162,6 +163,7 @@ def latest_checkpoint(run: Path, warn=None, *, only=None) -> Path | None:
 def _pointed(root):
     try:
         name = json.loads((root / POINTER).read_bytes())["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
+    # whatever a kill or a flipped bit left of it: the folders' own names say as much
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) and NAME.fullmatch(name) else None

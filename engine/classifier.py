@@ -13,13 +13,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError, numpy
 from safetensors import torch as torch_tensors
+from typing_extensions import TypedDict
 
+from dataload.checked_json import checked_json
+from dataload.shard_format import FormatEntry
 from engine.samples import SAMPLE_LEVELS
+from engine.weights import check_fit
 
 FORMAT = "retclip-classifier"
 VERSION = 1
@@ -58,9 +64,9 @@ class Classifier:
 
     def __post_init__(self):
         assert self.level in SAMPLE_LEVELS, self.level
-        count, width = self.weight.shape
         shapes = [array.shape for array in (self.mean, self.deviation, self.bias)]
-        if count != len(self.classes) or shapes != [(width,), (width,), (count,)]:
+        count, width = len(self.classes), len(self.mean) if self.mean.ndim else 0
+        if self.weight.shape != (count, width) or shapes != [(width,), (width,), (count,)]:
             raise ClassifierError(
                 f"{len(self.classes)} classes and weights {self.weight.shape} do not go with "
                 f"mean, deviation and bias {shapes}"
@@ -89,7 +95,29 @@ class Classifier:
     def load_visual(self, model) -> None:
         """Give the model the fine-tuned image encoder, where there is one."""
         if self.visual is not None:
+            check_fit(model.visual, self.visual, VISUAL)
             model.visual.load_state_dict(self.visual)
+
+
+class _Record(TypedDict):
+    """classifier.json."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    format: str
+    version: int
+    classes: tuple[str, ...]
+    multi_label: bool
+    ordered: bool
+    level: Literal[SAMPLE_LEVELS]
+    labels: tuple[str, ...]
+    model: str
+    preprocessing: dict[str, Any]
+    notes: dict[str, Any]
+    fine_tuned: bool
+
+
+_FORMAT, _RECORD = TypeAdapter(FormatEntry), TypeAdapter(_Record)
 
 
 def to_probabilities(scores: np.ndarray, multi_label: bool) -> np.ndarray:
@@ -166,33 +194,34 @@ def load_classifier(folder: Path) -> Classifier:
     if missing:
         raise ClassifierError(f"{folder / LINEAR}: has no {' and no '.join(missing)}")
     visual = None
-    if record.pop("fine_tuned", False):
+    if record.pop("fine_tuned"):
         visual = _read_tensors(folder / VISUAL, torch_tensors.load_file)
     try:
-        return Classifier(
-            **{name: arrays[name] for name in _ARRAYS},
-            **record | {"classes": tuple(record["classes"]), "labels": tuple(record["labels"])},
-            visual=visual,
-        )
-    except (KeyError, TypeError) as error:
-        raise ClassifierError(f"{folder / RECORD}: is damaged ({error})") from None
+        return Classifier(**{name: arrays[name] for name in _ARRAYS}, **record, visual=visual)
+    except ClassifierError as error:
+        raise ClassifierError(f"{folder}: {error}") from None
 
 
 def _read_record(path):
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        kind, version = record.pop("format"), record.pop("version")
+        data = path.read_bytes()
+        found = checked_json(_FORMAT, data)
     except (FileNotFoundError, NotADirectoryError):
         raise ClassifierError(
             f"{path}: no such file; --classifier is a folder that eval probe or finetune wrote"
         ) from None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except ValueError as error:
         raise ClassifierError(f"{path}: is no classifier's record ({error})") from None
-    if kind != FORMAT or version != VERSION:
+    if (found["format"], found["version"]) != (FORMAT, VERSION):
         raise ClassifierError(
-            f"{path}: is {kind!r} version {version}, this program reads {FORMAT!r} {VERSION}"
+            f"{path}: is {found['format']!r} version {found['version']}, this program reads "
+            f"{FORMAT!r} {VERSION}"
         )
-    return record
+    try:
+        record = checked_json(_RECORD, data)
+    except ValueError as error:
+        raise ClassifierError(f"{path}: is damaged ({error})") from None
+    return {name: value for name, value in record.items() if name not in found}
 
 
 def _read_tensors(path, read):

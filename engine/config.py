@@ -16,11 +16,15 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from engine.encoders import expand_presets
+from engine.yaml_text import parse_yaml, shown
 
 # OpenAI's CLIP, which RET-CLIP keeps: mean and standard deviation of RGB in 0..1
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+# of a model: a damaged recipe must not ask for more memory than any machine has
+Layers = Annotated[int, Field(ge=1, le=1000, strict=True)]
+Size = Annotated[int, Field(ge=1, le=1 << 20, strict=True)]
 # strict: true is no number
 Count = Annotated[int, Field(ge=1, strict=True)]
 Index = Annotated[int, Field(ge=0, strict=True)]
@@ -40,16 +44,16 @@ class ConfigError(ValueError):
 class VisionConfig:
     """Image encoder: a vision transformer, ViT-B/16 by default. Sizes in pixels and units."""
 
-    patch_size: Count = 16
-    width: Count = 768
-    layers: Count = 12
-    heads: Count = 12
+    patch_size: Size = 16
+    width: Size = 768
+    layers: Layers = 12
+    heads: Size = 12
     # patch: CLIP's one strided convolution; conv: 3x3 convolutions, learn from few patients
     stem: Literal["patch", "conv"] = "patch"
     # what is read from the last block: CLIP's class token, or the mean of the patches
     pool: Literal["class", "mean"] = "class"
     # width of the blocks' inner layer; None: four times width
-    intermediate: Count | None = None
+    intermediate: Size | None = None
     # quick_gelu is OpenAI's and Chinese-CLIP's, gelu is open_clip's of ViT-H/14
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     # share of patches left out in training, a random one for each photograph; small lesions may go
@@ -65,16 +69,16 @@ class VisionConfig:
 class TextConfig:
     """Text encoder: BERT. Counts and units; BERT-base by default."""
 
-    width: Count = 768
-    layers: Count = 12
-    heads: Count = 12
-    intermediate: Count = 3072
-    max_positions: Count = 512
+    width: Size = 768
+    layers: Layers = 12
+    heads: Size = 12
+    intermediate: Size = 3072
+    max_positions: Size = 512
     dropout: Probability = 0.1
     # standard deviation of random weights; 0.02 is BERT's, for widths near 768
     initializer_range: Positive = 0.02
     # None: the tokenizer's
-    vocabulary_size: Count | None = None
+    vocabulary_size: Size | None = None
 
 
 @section
@@ -82,7 +86,7 @@ class ModelConfig:
     """The two encoders and the space they meet in."""
 
     embed_dim: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 512
-    image_size: Count = 224
+    image_size: Size = 224
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     # auto: the fastest on this GPU, measured at the start; sdpa: what torch chooses
@@ -323,7 +327,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -331,7 +335,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"{path}: not a YAML file: {reason}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections, not {values!r}")
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, not {shown(values)}")
     for override in overrides:
         _apply(values, override)
     return parse_config(values, source=str(path))
@@ -359,7 +363,7 @@ def _apply(values, override):
     if not equals or not key.strip():
         raise ConfigError(f"override {override!r}: write key=value, for example training.epochs=3")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
     *parents, leaf = key.strip().split(".")
@@ -381,7 +385,7 @@ def _explain(problem, source):
     else:
         given = problem["input"]
         if not isinstance(given, dict) and not dataclasses.is_dataclass(given):
-            message = f"{message}; got {given!r}"
+            message = f"{message}; got {shown(given)}"
     return f"{where}: {message}"
 
 

@@ -36,7 +36,7 @@ def expand_presets(model):
         if not isinstance(section, dict) or "preset" not in section:
             continue
         name = section["preset"]
-        if name not in presets:
+        if not isinstance(name, str) or name not in presets:
             raise ValueError(
                 f"model.{tower}.preset: {name!r} is not known; there are {', '.join(presets)}"
             )

@@ -11,16 +11,35 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NotRequired
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter
+from typing_extensions import TypedDict
 
+from dataload.checked_json import checked_json
+from dataload.owner_only import owner_only
 from engine.tensor_file import layout_of, write_tensors
 
 SUFFIXES = (".parquet", ".npy", ".safetensors")
 FEATURE = "feature"
 FORMAT = "retclip-features"
 VERSION = 1
+
+
+class _Facts(TypedDict):
+    """The facts that others look up; there are more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+
+    format: str
+    version: int
+    model: NotRequired[str]
+    preprocessing: NotRequired[dict[str, Any]]
+
+
+_FACTS = TypeAdapter(_Facts)
 
 
 class FeatureFileError(ValueError):
@@ -47,6 +66,7 @@ def check_name(path: Path) -> None:
         _parquet()
 
 
+@owner_only()
 def write_features(path: Path, table: FeatureTable) -> list[Path]:
     """Write a table; `path` appears last, when everything is whole. Return the files written."""
     path = Path(path)
@@ -73,13 +93,13 @@ def read_facts(path: Path) -> dict:
     try:
         if path.suffix == ".parquet":
             metadata = _parquet()[1].read_schema(path).metadata or {}
-            facts = json.loads(metadata[FORMAT.encode()])
+            facts = checked_json(_FACTS, metadata[FORMAT.encode()])
         else:
-            facts = json.loads(_beside(path)[1].read_text(encoding="utf-8"))
+            facts = checked_json(_FACTS, _beside(path)[1].read_bytes())
         if facts.pop("format") != FORMAT or facts.pop("version") != VERSION:
             raise KeyError("format")
     # pyarrow's errors are ValueErrors and OSErrors
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
         reason = " ".join(str(error).split())
         raise FeatureFileError(f"{path}: holds no features of retclip embed ({reason})") from None
     return facts
@@ -94,14 +114,18 @@ def read_features(path: Path) -> FeatureTable:
             features, columns = _read_parquet(path)
         else:
             features, columns = _read_array(path), _read_rows(_beside(path)[0])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise FeatureFileError(f"{path}: is damaged ({reason}); embed again") from None
-    lengths = {len(features), *map(len, columns.values())}
-    if len(lengths) > 1:
+    if features.ndim != 2 or features.dtype != np.float32:
         raise FeatureFileError(
-            f"{path}: has {len(features)} features and {len(columns['patient_id'])} rows beside; "
-            "embed again"
+            f"{path}: holds {features.ndim} dimensions of {features.dtype}, no features"
+        )
+    rows = {name: len(texts) for name, texts in columns.items()}
+    if {*rows.values()} != {len(features)}:
+        raise FeatureFileError(
+            f"{path}: has {len(features)} features and {min(rows.values(), default=0)} rows "
+            "beside; embed again"
         )
     return FeatureTable(features=features, columns=columns, facts=facts)
 
@@ -159,7 +183,12 @@ def _write_array(path, suffix, features):
 
 def _read_array(path):
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        # mapped first: a header may claim more than any memory holds
+        try:
+            return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+        # numpy reads the header as a literal of Python's, which fails in any class of error
+        except Exception as error:
+            raise ValueError(f"no array: {error}") from None
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -179,4 +208,6 @@ def _write_rows(path, table):
 def _read_rows(path):
     with path.open(encoding="utf-8", newline="") as file:
         names, *rows = csv.reader(file)
+    if not {*map(len, rows)} <= {len(names)}:
+        raise ValueError(f"{path.name} has rows of several lengths")
     return {name: tuple(row[place] for row in rows) for place, name in enumerate(names)}

@@ -9,13 +9,34 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from dataload.checked_json import checked_json
 
 MANIFEST = "manifest.json"
 
 
 class ManifestProblem(ValueError):
     """A folder is not what its manifest says; the message names the file."""
+
+
+class _Entry(TypedDict):
+    """What a manifest says of a file."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+# a file of this folder, no way out of it
+_Name = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
+_ENTRIES = TypeAdapter(Annotated[dict[_Name, _Entry], Field(min_length=1)])
 
 
 class FolderWriter:
@@ -58,7 +79,9 @@ def as_json(values) -> bytes:
 
 
 def sync_folder(folder: Path):
-    """Flush a folder's list of names to the disk."""
+    """Flush a folder's list of names to the disk; Windows opens no folder, and needs none of it."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,23 +105,23 @@ def _read_manifest(folder):
     if not folder.is_dir():
         raise ManifestProblem("is missing")
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        # what a flipped bit can leave of it
-        readable = all({"bytes", "sha256"} == entry.keys() for entry in manifest.values())
+        return checked_json(_ENTRIES, (folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise ManifestProblem(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, AttributeError):
-        readable = False
-    if not readable or not manifest:
-        raise ManifestProblem(f"{MANIFEST} is damaged")
-    return manifest
+    except (OSError, ValueError):
+        raise ManifestProblem(f"{MANIFEST} is damaged") from None
 
 
 def _check_file(path, entry):
     try:
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise ManifestProblem(f"{path.name} is {size} bytes long, not {entry['bytes']}")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            # reading a device or a pipe may never end
+            raise ManifestProblem(f"{path.name} is no file")
+        if found.st_size != entry["bytes"]:
+            raise ManifestProblem(
+                f"{path.name} is {found.st_size} bytes long, not {entry['bytes']}"
+            )
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:

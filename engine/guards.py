@@ -76,16 +76,15 @@ def take_step(engine, norm):
 class Guard:
     """Looks at every step's outcome: keeps the statistics, names the cause, ends the run.
 
-    stop_after: skipped steps in a row that end it; names: turns places in the shard set into
-    patient ids; event: takes a line and values for log.jsonl. `skipped` counts them all.
+    stop_after: skipped steps in a row that end it; event: takes a line and values for log.jsonl,
+    where patients are places in the shard set. `skipped` counts the skipped steps.
     """
 
-    def __init__(self, engine, world, *, stop_after, names, event, precision):
+    def __init__(self, engine, world, *, stop_after, event, precision):
         self.skipped = 0
         self._engine = engine
         self._world = world
         self._stop_after = stop_after
-        self._names = names
         self._event = event
         self._precision = precision
         self._in_a_row = 0
@@ -155,14 +154,11 @@ class Guard:
             kind: list(dict.fromkeys(found for part in everybody for found in part[kind]))
             for kind in own
         }
-        values = {"indices": joined["patients"], "patients": self._ids(joined["patients"])}
+        values = {"indices": joined["patients"]}
         suspects = dict.fromkeys(joined["photographs"] + joined["reports"])
         if suspects:
-            values["suspects"] = self._ids(list(suspects))
+            values["suspects"] = list(suspects)
         return _name_cause(joined), values
-
-    def _ids(self, places):
-        return self._names(places) if self._world.is_main else []
 
     def _arm(self):
         """Have the next steps' gradients looked at one by one, in the order of the backward."""
@@ -236,7 +232,7 @@ def _advice(cause, precision):
     clip = ", optimizer.clip_norm=1" if precision != "fp16" else ""
     return (
         f"Try a lower optimizer.lr, more optimizer.warmup_steps{clip}{narrow}; "
-        "log.jsonl lists the patients of these steps"
+        "log.jsonl lists the patients of these steps by their places in the shard set"
     )
 
 

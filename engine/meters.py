@@ -309,7 +309,7 @@ def _progress_bar():
 def _rows_until(path, step):
     if step == 0 or not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         # a killed process may leave half a row at the end
         whole = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [row for row in whole if row["step"].isdigit() and int(row["step"]) <= step]
+    return [row for row in whole if row.get("step", "").isdecimal() and int(row["step"]) <= step]

@@ -127,7 +127,10 @@ def restore(engine, progress, value_of):
             with torch.no_grad():
                 entry.write(value)
     with _torch_optimizer(engine) as optimizer:
-        for group, count in zip(optimizer.param_groups, progress["optimizer_steps"], strict=True):
+        groups, counts = optimizer.param_groups, progress["optimizer_steps"]
+        if len(counts) != len(groups):
+            raise ValueError(f"has {len(counts)} parameter groups, this recipe's {len(groups)}")
+        for group, count in zip(groups, counts, strict=True):
             for tensor in group["params"]:
                 if "step" in optimizer.state.get(tensor, {}):
                     optimizer.state[tensor]["step"].fill_(count)

@@ -17,6 +17,7 @@ from dataload.shard_writer import DATASET_FILE
 from engine.checkpoint import WEIGHTS
 from engine.config import load_config
 from engine.run_folder import CONFIG, TrainedModel, assemble, load_run
+from engine.yaml_text import parse_yaml
 
 PREPROCESSING = "preprocessing.yaml"
 PROMPTS = "prompts.yaml"
@@ -89,7 +90,7 @@ def _read_preparation(path, config):
         # where the field of view is found in each batch, shards hold whole frames
         return Preparation(crop=not config.data.find_field)
     try:
-        values = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        values = dict(parse_yaml(path.read_text(encoding="utf-8")))
         values.pop("name", None)
         return Preparation(**values)
     except (yaml.YAMLError, TypeError, ValueError) as error:

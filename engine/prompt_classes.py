@@ -22,6 +22,7 @@ import yaml
 from engine.classifier import to_probabilities
 from engine.model import LEVELS
 from engine.photograph_features import image_head
+from engine.yaml_text import parse_yaml
 from engine.zeroshot import fill_eye
 
 SIDES = ("positive", "negative")
@@ -47,7 +48,7 @@ def read_prompts(path: Path) -> tuple[ClassPrompts, ...]:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise PromptError(f"{path}: no such file; --prompts is YAML, prompts by class") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -73,7 +74,8 @@ def _read_class(path, name, entry):
 
 
 def _texts(path, name, side, prompts):
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+    prompts = prompts or ()
+    prompts = prompts if isinstance(prompts, list | tuple) else [prompts]
     if not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
         raise PromptError(f"{path}: class {name!r} has a {side} prompt that is not a text")
     return tuple(prompts)

@@ -5,10 +5,36 @@ are for whatever draws besides. Kept as text, which executes nothing when it is 
 """
 
 import random
+from typing import Annotated, Literal, NotRequired
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
+
+Word = Annotated[int, Field(ge=0, lt=1 << 32)]
+Bytes = Annotated[str, Field(pattern="^(?:[0-9a-f]{2})*$")]
+
+
+class States(TypedDict):
+    """A rank's random states, as JSON holds them; those of Mersenne twisters are 624 words."""
+
+    torch: Bytes
+    numpy: tuple[
+        Literal["MT19937"],
+        Annotated[list[Word], Field(min_length=624, max_length=624)],
+        Annotated[int, Field(ge=0, le=624)],
+        Literal[0, 1],
+        float,
+    ]
+    python: tuple[
+        Literal[3], Annotated[list[Word], Field(min_length=625, max_length=625)], float | None
+    ]
+    device: NotRequired[Bytes]
+
+
+STATES = TypeAdapter(list[States])
 
 
 def gather(world) -> list[dict] | None:
@@ -33,13 +59,16 @@ def _read(device):
 
 
 def restore(states: dict, device):
-    """Set this rank's states to those that were read on one."""
-    torch.set_rng_state(_from_text(states["torch"]))
+    """Set this rank's states to those that were read on one; ValueError where they are none."""
+    try:
+        torch.set_rng_state(_from_text(states["torch"]))
+        if device.type == "cuda" and "device" in states:
+            torch.cuda.set_rng_state(_from_text(states["device"]), device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"torch's random state cannot be set: {error}") from None
     np.random.set_state(states["numpy"])
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
-    if device.type == "cuda" and "device" in states:
-        torch.cuda.set_rng_state(_from_text(states["device"]), device)
 
 
 def _as_text(state):

@@ -10,9 +10,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
+from dataload.checked_json import checked_json
 from dataload.photographs import Preparation
 from dataload.reports import load_tokenizer
 from engine.checkpoint import (
@@ -25,7 +29,7 @@ from engine.checkpoint import (
 )
 from engine.config import Config, ConfigError, load_config, save_config, to_dict
 from engine.model import DualEncoder
-from engine.weights import load_strictly
+from engine.weights import check_fit, load_strictly
 from engine.weights import read_state as read_weights
 
 CONFIG = "config.yaml"
@@ -54,6 +58,18 @@ MAY_CHANGE = (
 )
 # values of a key that give the same batches
 ALIKE = {"data.cache": ("none", "full")}
+
+
+class BestRecord(TypedDict):
+    """What is said of the best weights: whose `figure`, a name, had which value."""
+
+    step: Annotated[int, Field(ge=0)]
+    figure: str
+    value: float
+    patients: str
+
+
+BEST = TypeAdapter(BestRecord)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,8 +125,15 @@ def load_run(run: Path, device="cpu", weights: str = "newest") -> TrainedModel:
 
 def assemble(folder: Path, config: Config, weights: Path, step: int, device) -> TrainedModel:
     """Put a model together: its recipe, a file of weights, and the tokenizer in its folder."""
+    if config.model.text.vocabulary_size is None:
+        # training writes it down; no weights fit a model without
+        raise ConfigError(f"{folder / CONFIG}: model.text.vocabulary_size is missing")
+    state = read_weights(weights)
+    # before memory is taken for a model that a recipe only claims
+    with torch.device("meta"):
+        check_fit(DualEncoder(config.model), state, str(weights))
     model = DualEncoder(config.model)
-    load_strictly(model, read_weights(weights), str(weights))
+    load_strictly(model, state, str(weights))
     return TrainedModel(
         model=model.to(torch.device(device)).eval(),
         tokenizer=load_tokenizer(kept_tokenizer(folder)),
@@ -123,11 +146,15 @@ def _weights_of(run, config, weights):
     """Return (file, step) of the weights called `weights`."""
     if weights == "best":
         try:
-            return run / BEST_WEIGHTS, json.loads((run / BEST_RECORD).read_text())["step"]
+            data = (run / BEST_RECORD).read_bytes()
         except FileNotFoundError:
             raise CheckpointError(
                 f"{run}: holds no {BEST_WEIGHTS}: train with --validation SHARDS"
             ) from None
+        try:
+            return run / BEST_WEIGHTS, checked_json(BEST, data)["step"]
+        except ValueError as error:
+            raise CheckpointError(f"{run / BEST_RECORD}: is damaged ({error})") from None
     average = weights == "average"
     if average and config.training.average_decay is None:
         raise CheckpointError(f"{run}: keeps no average: train with training.average_decay")

@@ -17,6 +17,10 @@ import threading
 import time
 from pathlib import Path
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from dataload.checked_json import checked_json
 from engine.processes import born
 
 LOCK = "run.lock"
@@ -24,6 +28,18 @@ HELD = "run.held"
 TOUCH = 10.0
 STALE = 45.0
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+
+
+class _Holder(TypedDict):
+    """Who holds the folder; `born` as processes.born tells it."""
+
+    pid: int
+    born: int | None
+    host: str
+    since: str
+
+
+HOLDER = TypeAdapter(_Holder)
 
 
 class RunLockError(ValueError):
@@ -113,7 +129,7 @@ def _describe():
 
 def _read(path):
     try:
-        return json.loads(path.read_text())
+        return checked_json(HOLDER, path.read_bytes())
     except (OSError, ValueError):
         return {}
 
@@ -146,7 +162,7 @@ def _create(path, text):
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):
-                left = path.read_text()
+                left = path.read_bytes()
                 if not _is_stale(path):
                     raise _refusal(path) from None
                 _take_away(path, left)
@@ -180,7 +196,7 @@ def _is_stale(path):
 def _take_away(path, left):
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     os.rename(path, aside)
-    if aside.read_text() != left:
+    if aside.read_bytes() != left:
         # another newcomer was faster, and this is its file
         os.link(aside, path)
     aside.unlink()

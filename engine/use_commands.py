@@ -109,8 +109,10 @@ def search(
     model: Path = MODEL,
     top: int = typer.Option(10, min=1, help="How many patients."),
     eye: Eye = EYE,
-    page: Path = typer.Option(None, help="Write an HTML page of the patients."),
-    gallery: bool = typer.Option(False, help="With thumbnails: the page contains patient data."),
+    page: Path = typer.Option(None, help="Write an HTML page: cosines and rows of the index."),
+    gallery: bool = typer.Option(
+        False, help="With thumbnails and patients' numbers: the page contains patient data."
+    ),
     source: Path = typer.Option(None, help="Shard set of the thumbnails, if it has moved."),
 ):
     """Find the patients nearest to a text or a photograph."""
@@ -123,7 +125,8 @@ def search(
     table = read_features(index)
     retclip = RetClip(*load_model(model))
     searching.check_index(table, retclip.trained, index)
-    if _is_photograph(query):
+    is_photograph = _is_photograph(query)
+    if is_photograph:
         found = retclip.embed_images(**{_eye_of(query, eye): query})
         features, present = found.features[:, 0], found.present[:, 0].tolist()
     else:
@@ -132,8 +135,11 @@ def search(
     Console().print(_hits_table(hits))
     if page is not None:
         images = _thumbnails(table, hits, source) if gallery else None
-        searching.write_search_page(page, query, hits, images)
-        print(f"{page}: contains {'patient data' if gallery else 'the numbers of patients'}")
+        # a photograph's name may be a patient's
+        shown = "a photograph" if is_photograph and not gallery else query
+        searching.write_search_page(page, shown, hits, images)
+        what = "contains patient data" if gallery else "rows of the index, no patient data"
+        print(f"{page}: {what}")
 
 
 def _thumbnails(table, hits, source):

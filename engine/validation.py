@@ -22,6 +22,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from dataload.checked_json import checked_json
 from dataload.loader import build_loader
 from dataload.order import permutation
 from dataload.shards import ShardReader
@@ -31,7 +32,7 @@ from engine.loading import loader_settings
 from engine.model import LEVELS
 from engine.objective import Objective, level_mask
 from engine.retrieval import KS, distinct_patients, recall_at_k
-from engine.run_folder import BEST_RECORD, BEST_WEIGHTS
+from engine.run_folder import BEST, BEST_RECORD, BEST_WEIGHTS
 
 WAYS = ("image_to_text", "text_to_image")
 # recall@5 is the mean of both ways; candidates: patients of distinct reports; chance is k of them
@@ -224,7 +225,7 @@ class Best:
         """Return what the kept file says of itself, {} where there is none or it is not ours."""
         try:
             with safe_open(self._weights, framework="pt") as file:
-                return json.loads(file.metadata()["best"])
+                return checked_json(BEST, file.metadata()["best"].encode())
         except FileNotFoundError:
             return {}
         except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:

@@ -59,8 +59,21 @@ class WeightsError(ValueError):
 def unwrap(state):
     """Strip the wrappings of published files: "state_dict", "module.", pooler and position ids."""
     state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise WeightsError(f"state_dict is a {type(state).__name__}, not weights by name")
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: value for key, value in state.items() if not DROPPED.search(key)}
+    state = {key: value for key, value in state.items() if not DROPPED.search(key)}
+    for key, value in state.items():
+        if not _is_plain(value):
+            raise WeightsError(f"{key} is no plain tensor, but a {type(value).__name__}")
+    return state
+
+
+def _is_plain(value):
+    """Whether a value is a dense tensor whose numbers are all there, as a file can pretend."""
+    if not torch.is_tensor(value) or value.layout != torch.strided or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def from_official(official):
@@ -75,11 +88,17 @@ def from_official(official):
             layer, part, kind = found.groups()
             parts.setdefault((layer, kind), {})[part] = value
         elif key == "visual.proj":
+            _require(value.ndim == 2, f"{key} is no matrix")
             state["visual.projection.weight"] = value.T.contiguous()
         elif key not in OFFICIAL_SCALES:
             state[_rename(key)] = value
     for (layer, kind), tensors in parts.items():
         if len(tensors) == 3:
+            alike = len({tensor.shape for tensor in tensors.values()}) == 1
+            where = f"bert.encoder.layer.{layer}.attention.self"
+            _require(
+                alike and tensors["query"].ndim, f"{where}: query, key and value differ in shape"
+            )
             fused = torch.cat([tensors["query"], tensors["key"], tensors["value"]])
             state[f"text.blocks.{layer}.qkv.{kind}"] = fused
         else:
@@ -90,9 +109,16 @@ def from_official(official):
         absent = [name for name in OFFICIAL_SCALES if name not in official]
         if absent:
             raise WeightsError(", ".join(f"missing key {name}" for name in absent))
+        for name in OFFICIAL_SCALES:
+            _require(official[name].numel() == 1, f"{name} is not one number")
         scales = [official[name].reshape(()) for name in OFFICIAL_SCALES]
         state["logit_scale"] = torch.stack(scales)
     return state
+
+
+def _require(fits, problem):
+    if not fits:
+        raise WeightsError(problem)
 
 
 def to_official(state):

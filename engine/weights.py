@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch.nn import functional
 
 from engine.config import ConfigError, ModelConfig, TextConfig, VisionConfig
@@ -42,7 +43,12 @@ def load_retclip(source, *, text_heads=None, dropout=0.1, image_size=None):
     """
     official = unwrap(read_state(source))
     state = from_official(official)
-    sizes = _sizes(official, text_heads, dropout)
+    try:
+        sizes = _sizes(official, text_heads, dropout)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise WeightsError(f"no model has such sizes: {name}: {first['msg']}") from None
     if image_size is not None:
         sizes = dataclasses.replace(sizes, image_size=image_size)
         count = 1 + (image_size // sizes.vision.patch_size) ** 2
@@ -54,6 +60,12 @@ def load_retclip(source, *, text_heads=None, dropout=0.1, image_size=None):
 
 def load_strictly(model, state, source):
     """Load `state` into `model`; raise WeightsError naming missing, extra or misshapen keys."""
+    check_fit(model, state, source)
+    model.load_state_dict(state)
+
+
+def check_fit(model, state, source):
+    """Raise WeightsError naming the keys of `state` that are missing, extra or misshapen."""
     own = model.state_dict()
     problems = [f"missing key {key}" for key in own if key not in state]
     problems += [f"extra key {key}" for key in state if key not in own]
@@ -64,7 +76,6 @@ def load_strictly(model, state, source):
     ]
     if problems:
         raise WeightsError(f"{source}: " + "; ".join(problems))
-    model.load_state_dict(state)
 
 
 def export_official(state, path):
@@ -149,9 +160,9 @@ def _load_files(model, files):
 def _match_resolution(name, state, own):
     """Interpolate position embeddings of another resolution in place; return lines for the log."""
     given, wanted = state.get(POSITIONS), own.get(POSITIONS)
-    if given is None or wanted is None or given.shape == wanted.shape:
+    if given is None or wanted is None or given.shape == wanted.shape or given.ndim != 2:
         return []
-    squares = [math.isqrt(len(table) - 1) for table in (given, wanted)]
+    squares = [math.isqrt(max(len(table) - 1, 0)) for table in (given, wanted)]
     if len(given) != squares[0] ** 2 + 1:
         return []
     state[POSITIONS] = interpolate_positions(given, len(wanted))
@@ -189,10 +200,10 @@ def _fit(name, path, state, own):
     for key, value in state.items():
         if key not in own:
             problems.append(f"{key} is not in the recipe's model")
-        elif key == "text.words.weight" and value.shape[0] != own[key].shape[0]:
+        elif key == "text.words.weight" and value.ndim and len(value) != len(own[key]):
             problems.append(
-                f"its vocabulary has {value.shape[0]} entries, the tokenizer's has "
-                f"{own[key].shape[0]}: train with the vocabulary of those weights"
+                f"its vocabulary has {len(value)} entries, the tokenizer's has "
+                f"{len(own[key])}: train with the vocabulary of those weights"
             )
         elif value.shape != own[key].shape:
             problems.append(
@@ -212,20 +223,25 @@ def _summarise(keys):
 
 
 def _sizes(official, text_heads, dropout):
-    def shape(key):
+    def shape(key, dimensions):
         if key not in official:
             raise WeightsError(f"missing key {key}")
-        return tuple(official[key].shape)
+        found = tuple(official[key].shape)
+        if len(found) != dimensions or not all(found):
+            raise WeightsError(f"{key} has shape {found}; {dimensions} dimensions are needed")
+        return found
 
     def layers(pattern):
-        numbers = [int(m.group(1)) for key in official if (m := re.match(pattern, key))]
-        return max(numbers, default=-1) + 1
+        # counted, not read: whether all the numbers are there is for the strict load to say
+        return len({m.group(1) for key in official if (m := re.match(pattern, key))})
 
-    width, _, patch, _ = shape("visual.conv1.weight")
-    tokens, _ = shape("visual.positional_embedding")
-    vocabulary, text_width = shape("bert.embeddings.word_embeddings.weight")
+    width, _, patch, _ = shape("visual.conv1.weight", 4)
+    tokens, _ = shape("visual.positional_embedding", 2)
+    if tokens != 1 + math.isqrt(tokens - 1) ** 2:
+        raise WeightsError(f"visual.positional_embedding has {tokens} rows, not 1 + a square")
+    vocabulary, text_width = shape("bert.embeddings.word_embeddings.weight", 2)
     return ModelConfig(
-        embed_dim=shape("visual.proj")[1],
+        embed_dim=shape("visual.proj", 2)[1],
         image_size=patch * round((tokens - 1) ** 0.5),
         vision=VisionConfig(
             patch_size=patch,
@@ -237,8 +253,8 @@ def _sizes(official, text_heads, dropout):
             width=text_width,
             layers=layers(r"bert\.encoder\.layer\.(\d+)\."),
             heads=text_heads or text_width // 64,
-            intermediate=shape("bert.encoder.layer.0.intermediate.dense.weight")[0],
-            max_positions=shape("bert.embeddings.position_embeddings.weight")[0],
+            intermediate=shape("bert.encoder.layer.0.intermediate.dense.weight", 2)[0],
+            max_positions=shape("bert.embeddings.position_embeddings.weight", 2)[0],
             dropout=dropout,
             vocabulary_size=vocabulary,
         ),

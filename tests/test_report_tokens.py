@@ -44,6 +44,7 @@ def test_stored_tokens_are_used_as_they_are(shards):
         """A tokenizer that knows its fingerprint and cannot encode."""
 
         fingerprint, cls_id, sep_id = tokenizer.fingerprint, tokenizer.cls_id, tokenizer.sep_id
+        vocabulary_size = tokenizer.vocabulary_size
 
     found = report_tokens(reader, Silent(), texts)
     np.testing.assert_array_equal(found.ids, made.ids)
