@@ -10,6 +10,8 @@ from collections import OrderedDict
 
 # a process commonly may have 1,024 descriptors
 LIMIT = 256
+# Windows has the second alone, and would change line ends without it
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 class _Descriptor:
@@ -41,7 +43,7 @@ class OpenFiles:
                 self._open.move_to_end(path)
                 return self._open[path]
         # opened outside the lock, which may take long: two threads may open one file
-        descriptor = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        descriptor = _Descriptor(os.open(path, _FLAGS))
         with self._lock:
             self._open[path] = descriptor
             while len(self._open) > LIMIT:
@@ -55,4 +57,9 @@ class OpenFiles:
         """
         # named, and so kept open until it has been read
         descriptor = self._descriptor(path)
-        return os.pread(descriptor.number, size, offset)
+        if hasattr(os, "pread"):
+            return os.pread(descriptor.number, size, offset)
+        # Windows: the place in the file is shared by all threads
+        with self._lock:
+            os.lseek(descriptor.number, offset, os.SEEK_SET)
+            return os.read(descriptor.number, size)

@@ -8,6 +8,7 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from dataload.cores import usable_cores
 from dataload.photographs import PhotographError, prepare_photograph
 from dataload.shard_reader import ShardError
 
@@ -35,7 +36,7 @@ def prepare_all(records, count, preparation, workers=None):
     `workers` defaults to the usable cores, fewer for few records. Raises ShardError when a worker
     dies.
     """
-    usable = min(len(os.sched_getaffinity(0)), -(-count // PATIENTS_PER_PROCESS))
+    usable = min(usable_cores(), -(-count // PATIENTS_PER_PROCESS))
     workers = max(min(workers or usable, count), 1)
     if workers == 1:
         for record in records:

@@ -9,7 +9,6 @@ Chinese or English what was drawn in which eye. Each photograph and report is a 
 import csv
 import json
 import multiprocessing
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataload.cores import usable_cores
 from dataload.synthetic_findings import EYES, FINDINGS, draw_findings
 from dataload.synthetic_render import encode_photograph
 from dataload.synthetic_reports import LANGUAGES, write_report
@@ -147,7 +147,7 @@ def _has_photos(folder, row):
 
 
 def _render_all(folder, numbers, seed, workers, total, progress):
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(numbers) // 2))
+    workers = min(workers or usable_cores(), max(1, len(numbers) // 2))
     tasks = [
         (str(folder), seed, numbers[start : start + _PATIENTS_PER_TASK])
         for start in range(0, len(numbers), _PATIENTS_PER_TASK)

@@ -1,13 +1,17 @@
-"""Says what a machine lacks before anything is installed: `python3 engine/prerequisites.py`.
+"""Says what a machine lacks before anything is installed, and which build of torch suits it.
+
+    python3 engine/prerequisites.py --cuda 12
 
 Runs under the system's own python3, before any environment exists, so it needs the standard library
 alone and keeps to the syntax of Python 3.8: an older interpreter must be able to say that it is too
 old. `probe` reads the machine, `judge` turns what it read into findings, one line each with the
-Debian package that helps. Exit status: 2 where something needed is missing, otherwise 0.
+Debian package that helps, and `choose_build` takes torch's CUDA 13 or CUDA 12 build by the driver.
+Exit status: 2 where something needed is missing, otherwise 0.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -19,9 +23,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 MINIMUM_PYTHON = (3, 11)
-# the first driver series of CUDA 13, and of CUDA 12
-CUDA_13_DRIVER = 580
-CUDA_12_DRIVER = 525
+BUILDS = ("12", "13", "cpu")
+# the first driver series of each CUDA
+FIRST_DRIVER = {"12": 525, "13": 580}
 # the environment as installed, with the installer's temporary files; in 10^9 bytes
 CPU_GIGABYTES = 6
 CUDA_GIGABYTES = 12
@@ -57,12 +61,60 @@ class Finding(NamedTuple):
     message: str
 
 
-def judge(machine: Machine) -> list[Finding]:
-    """Returns what `machine` lacks, problems and warnings in the order in which to mend them."""
+def judge(machine: Machine, asked: str = "") -> list[Finding]:
+    """Returns what `machine` lacks, problems and warnings in the order in which to mend them.
+
+    asked: the build that the user names, one of BUILDS; "" where the driver decides.
+    """
     findings = list(_judge_base(machine))
-    if machine.gpu:
-        findings += [*_judge_triton(machine), *_judge_driver(machine.driver)]
-    return [*findings, *_judge_disk(machine)]
+    build = choose_build(machine, asked)
+    if machine.gpu and build != "cpu":
+        findings += [*_judge_triton(machine), *_judge_driver(machine.driver, build)]
+    return [*findings, *_judge_disk(machine, build)]
+
+
+def choose_build(machine: Machine, asked: str = "") -> str:
+    """Returns the build of torch for `machine`, one of BUILDS: `asked`, or the newest that it runs.
+
+    Where no driver says its version it is "13", which is the one that PyPI has for Linux.
+    """
+    if asked:
+        return asked
+    return "12" if machine.driver and _series(machine.driver) < FIRST_DRIVER["13"] else "13"
+
+
+def explain_closed_gpu(
+    cuda: str | None, run: Callable[[list[str]], str | None] | None = None
+) -> str | None:
+    """Returns a line on the GPU that nvidia-smi shows and torch cannot open; None if none is shown.
+
+    Ask when torch.cuda.is_available() is False. A user who hides the GPUs, by CUDA_VISIBLE_DEVICES
+    empty or -1, wants none.
+
+    Arguments:
+        cuda: torch.version.cuda, None for a build without CUDA.
+        run: returns a command's output, None where it failed.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return None
+    driver = _driver_told(run or _output)
+    if driver is None:
+        return None
+    build = (cuda or "cpu").partition(".")[0]
+    needed = FIRST_DRIVER.get(build)
+    suits = [build for build, first in FIRST_DRIVER.items() if _series(driver) >= first]
+    ways = [f"`make setup CUDA={suits[-1]}`"] if suits and suits[-1] != build else []
+    if needed is not None and _series(driver) < needed:
+        ways.insert(0, f"install driver {needed} or newer")
+    elif needed is not None:
+        ways = ['`python -c "import torch; torch.cuda.init()"` says why']
+    elif not ways:
+        ways = [f"install driver {FIRST_DRIVER['12']} or newer"]
+    torch = "torch's CPU build" if cuda is None else f"torch's CUDA {cuda} build"
+    return (
+        f"nvidia-smi shows a GPU with driver {driver} that {torch} cannot open: "
+        f"{', or '.join(ways)}; without the GPU: --device cpu"
+    )
 
 
 def _judge_base(machine: Machine) -> Iterator[Finding]:
@@ -96,30 +148,29 @@ def _judge_triton(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _judge_driver(driver: str | None) -> Iterator[Finding]:
-    way_out = f"install driver {CUDA_13_DRIVER} or newer"
+def _judge_driver(driver: str | None, build: str) -> Iterator[Finding]:
+    first = FIRST_DRIVER[build]
     if driver is None:
         yield Finding(
             False,
             "there is an NVIDIA GPU but no driver that says its version, torch may not see the "
-            f"GPU: try `nvidia-smi`; if that fails, {way_out}",
+            f"GPU: try `nvidia-smi`; if that fails, install driver {first} or newer",
         )
-        return
-    series = int(driver.partition(".")[0])
-    if series >= CUDA_12_DRIVER:
-        way_out += (
-            ", or put the CUDA 12 builds into .venv: torch from "
-            "https://download.pytorch.org/whl/cu126 and nvidia-dali-cuda120, of the same versions"
-        )
-    if series < CUDA_13_DRIVER:
+    elif _series(driver) < first:
+        other = "12" if _series(driver) >= FIRST_DRIVER["12"] else "cpu"
         yield Finding(
-            False,
-            f"NVIDIA driver {driver} is too old for CUDA 13, torch will not see the GPU: {way_out}",
+            True,
+            f"NVIDIA driver {driver} is too old for CUDA {build}: install driver {first} or newer, "
+            f"or `make setup CUDA={other}`",
         )
 
 
-def _judge_disk(machine: Machine) -> Iterator[Finding]:
-    wanted = CUDA_GIGABYTES if machine.gpu else CPU_GIGABYTES
+def _series(driver: str) -> int:
+    return int(driver.partition(".")[0])
+
+
+def _judge_disk(machine: Machine, build: str) -> Iterator[Finding]:
+    wanted = CUDA_GIGABYTES if machine.gpu and build != "cpu" else CPU_GIGABYTES
     if machine.free_bytes is not None and machine.free_bytes < wanted * 10**9:
         yield Finding(
             False,
@@ -162,13 +213,19 @@ def probe(
 
 def _probe_gpu(root, run):
     kernel_module = root / "proc/driver/nvidia/version"
-    told = run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
-    if not told and kernel_module.is_file():
-        told = kernel_module.read_text()
-    version = re.search(r"\d+\.\d[\d.]*", told or "")
-    if version:
-        return True, version.group()
-    return kernel_module.is_file() or (root / "dev/nvidia0").exists(), None
+    driver = _driver_told(run)
+    if driver is None and kernel_module.is_file():
+        driver = _version_in(kernel_module.read_text())
+    return bool(driver) or kernel_module.is_file() or (root / "dev/nvidia0").exists(), driver
+
+
+def _driver_told(run):
+    return _version_in(run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]))
+
+
+def _version_in(text):
+    found = re.search(r"\d+\.\d[\d.]*", text or "")
+    return found and found.group()
 
 
 def _include_folder():
@@ -186,18 +243,32 @@ def _output(command):
     return done.stdout
 
 
-def main(machine: Machine | None = None) -> int:
+def main(machine: Machine | None = None, asked: str = "") -> int:
     """Prints one line per finding and returns the exit status, 2 where something is missing."""
     machine = machine or probe()
-    findings = judge(machine)
+    findings = judge(machine, asked)
     for finding in findings:
         print("missing:" if finding.needed else "warning:", finding.message, file=sys.stderr)
     if any(finding.needed for finding in findings):
         return 2
-    gpu = "with an NVIDIA GPU" if machine.gpu else "without an NVIDIA GPU"
-    print(f"OK: Python {_dotted(machine.python)}, a machine {gpu}")
+    if machine.gpu:
+        told = f"a machine with an NVIDIA GPU, driver {machine.driver or 'unknown'}"
+    else:
+        told = "a machine without an NVIDIA GPU"
+    build = choose_build(machine, asked)
+    suits = "torch's CPU build" if build == "cpu" else f"torch for CUDA {build}"
+    if not (machine.gpu or asked):
+        suits = "`make setup CUDA=cpu` takes torch's CPU build, gigabytes less"
+    print(f"OK: Python {_dotted(machine.python)}, {told}; {suits}")
     return 0
 
 
+def command(words: list[str]) -> int:
+    """Entry point; `words` as on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cuda", choices=["", *BUILDS], default="", help="torch's build")
+    return main(asked=parser.parse_args(words).cuda)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(sys.argv[1:]))

@@ -9,6 +9,7 @@ the recipe can be overridden: `--training.epochs=3`.
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 if __name__ == "__main__":  # launched by path: import from the repository root, not from engine/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,6 +24,7 @@ import torch.distributed as dist
 import typer
 
 from dataload.loader import build_loader
+from dataload.owner_only import owner_only
 from dataload.reports import load_tokenizer
 from dataload.shards import ShardReader
 from engine import checkpoint, micro_batch, optim, run_folder, run_lock
@@ -30,6 +32,7 @@ from engine.average import Average
 from engine.build import build_engine, with_vocabulary
 from engine.commands import run_command
 from engine.config import ConfigError, load_config, to_dict, total_steps
+from engine.devices import check_training_device
 from engine.guards import Guard
 from engine.loading import loader_settings
 from engine.meters import Meters, check_wandb
@@ -43,6 +46,7 @@ from engine.watchdog import Watchdog
 from engine.world import join_world, rank_batch_size, resolve_precision
 
 
+@owner_only()
 def train(config, *, data, tokenizer, output, validation=None, window=None) -> None:
     """Train `config` on the shard set `data`, writing everything to the folder `output`.
 
@@ -165,7 +169,6 @@ def prepare(config, words, world, data, tokenizer, output, validation):
             engine,
             world,
             stop_after=training.stop_after_skipped,
-            names=lambda places: [reader.patient(place).patient_id for place in places],
             event=meters.event,
             precision=resolve_precision(training.precision, world.device),
         ),
@@ -295,10 +298,12 @@ def command(
     output: Path = typer.Option(..., help="Folder of the run; continued if it holds one."),
     validation: Path = typer.Option(None, help="Shard set of held-out patients to measure."),
     profile_steps: str = typer.Option(None, help="A:B, capture steps A to B-1 for Nsight."),
+    device: Literal["auto", "cpu"] = typer.Option("auto", help="cpu: leave the GPUs alone."),
     local_rank: int = typer.Option(-1, "--local_rank", "--local-rank", hidden=True),
 ):
     """Pre-train RET-CLIP. Keys of the recipe can be overridden: --training.epochs=3."""
     window = parse_window(profile_steps)
+    check_training_device(device)
     recipe = load_config(config, overrides(context.args))
     train(
         recipe,

@@ -15,6 +15,7 @@ import warnings
 import torch
 import torch.distributed as dist
 
+from dataload.cores import usable_cores
 from engine.config import ConfigError
 
 
@@ -72,14 +73,18 @@ def join_world() -> World:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             # ranks of one machine share its cores
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here()))
+            torch.set_num_threads(max(1, usable_cores() // ranks_here()))
         keep_freed_memory()
     deepspeed = import_deepspeed()
     device = torch.device("cpu")
     if on_gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    backend = "nccl" if on_gpu else "gloo"
+    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
+        # torch's own rendezvous asks the name server who its addresses are; one rank needs none
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(backend, verbose=False)
     return World(
         rank=dist.get_rank(), size=dist.get_world_size(), device=device, local_size=ranks_here()
     )

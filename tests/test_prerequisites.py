@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine import prerequisites
-from engine.prerequisites import Machine, judge, main, probe
+from engine.prerequisites import Machine, choose_build, explain_closed_gpu, judge, main, probe
 
 HEALTHY = Machine(
     python=(3, 11, 2),
@@ -66,8 +66,6 @@ def test_triton_needs_nothing_where_there_is_no_gpu():
 @pytest.mark.parametrize(
     ("change", "words", "absent"),
     [
-        ({"driver": "550.54.14"}, ["550.54.14", "580 or newer", "cu126", "cuda120"], "no driver"),
-        ({"driver": "470.256.02"}, ["470.256.02", "580 or newer"], "cu126"),
         ({"driver": None}, ["nvidia-smi", "580 or newer"], "too old"),
         ({"free_bytes": 9 * 10**9}, ["9.0 GB", "12 GB"], "missing"),
     ],
@@ -84,6 +82,84 @@ def test_a_cpu_machine_needs_less_room_and_an_installed_one_none():
     assert judge(WITHOUT_GPU._replace(free_bytes=9 * 10**9)) == []
     assert len(judge(WITHOUT_GPU._replace(free_bytes=5 * 10**9))) == 1
     assert judge(HEALTHY._replace(free_bytes=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "asked", "build"),
+    [
+        ("580.65.06", "", "13"),
+        ("610.1", "", "13"),
+        ("575.57.08", "", "12"),
+        ("525.60.13", "", "12"),
+        (None, "", "13"),
+        ("580.65.06", "12", "12"),
+        ("550.54.14", "cpu", "cpu"),
+    ],
+)
+def test_the_driver_chooses_the_build_unless_the_user_does(driver, asked, build, capsys):
+    machine = HEALTHY._replace(driver=driver)
+    assert choose_build(machine, asked) == build
+    assert main(machine, asked) == 0
+    named = "CPU build" if build == "cpu" else f"CUDA {build}"
+    assert named in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("driver", "asked", "words"),
+    [
+        ("550.54.14", "13", ["550.54.14", "CUDA 13", "580 or newer", "`make setup CUDA=12`"]),
+        ("470.256.02", "", ["470.256.02", "CUDA 12", "525 or newer", "`make setup CUDA=cpu`"]),
+        ("470.256.02", "12", ["CUDA 12", "`make setup CUDA=cpu`"]),
+    ],
+)
+def test_a_driver_too_old_for_the_build_ends_the_set_up(driver, asked, words, capsys):
+    assert main(HEALTHY._replace(driver=driver), asked) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("missing: ") and printed.count("\n") == 1
+    assert all(word in printed for word in words)
+
+
+def test_without_a_gpu_the_smaller_build_is_offered(capsys):
+    assert main(WITHOUT_GPU) == 0
+    assert "CUDA=cpu" in capsys.readouterr().out
+    # who asked for it needs neither the room of the other nor what Triton needs
+    room = HEALTHY._replace(free_bytes=9 * 10**9, headers=False, driver="470.256.02")
+    assert judge(room, "cpu") == []
+
+
+@pytest.mark.parametrize("words", [["--cuda", "11"], ["--cuda"]])
+def test_an_unknown_build_ends_the_set_up(words):
+    with pytest.raises(SystemExit) as ended:
+        prerequisites.command(words)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "words"),
+    [
+        ("550.54.14", "13.0", ["550.54.14", "CUDA 13.0", "580 or newer", "`make setup CUDA=12`"]),
+        ("470.256.02", "13.0", ["470.256.02", "580 or newer; without the GPU"]),
+        ("470.256.02", "12.6", ["CUDA 12.6", "525 or newer"]),
+        ("580.65.06", "13.0", ["torch.cuda.init()"]),
+        ("580.65.06", "12.6", ["torch.cuda.init()"]),
+        ("580.65.06", None, ["CPU build", "`make setup CUDA=13`"]),
+        ("550.54.14", None, ["CPU build", "`make setup CUDA=12`"]),
+        ("470.256.02", None, ["CPU build", "525 or newer"]),
+    ],
+)
+def test_a_closed_gpu_is_explained_with_driver_build_and_remedy(driver, cuda, words, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    line = explain_closed_gpu(cuda, lambda command: driver + "\n")
+    assert "\n" not in line and line.endswith("--device cpu")
+    assert all(word in line for word in words)
+
+
+def test_no_gpu_is_closed_where_none_is_shown_or_wanted(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert explain_closed_gpu("13.0", lambda command: None) is None
+    assert explain_closed_gpu("13.0", lambda command: "No devices were found") is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert explain_closed_gpu("13.0", lambda command: "550.54.14") is None
 
 
 def _probe(tmp_path, *, smi=None, venv_works=True, commands=("git", "gcc")):
