@@ -10,6 +10,7 @@ TORCH_FROM :=
 VENV := .venv
 BIN := $(VENV)/bin
 MANIFEST ?=
+OPTIONS ?=
 SET ?=
 
 .PHONY: setup demo test test-full test-faults docs lint lock wheelhouse native gpu-check clean
@@ -39,12 +40,15 @@ lock: setup
 		--no-annotate --custom-compile-command "make lock" --output-file requirements.lock \
 		--extra train --extra train-cuda12 --extra test --extra native
 
-# photographs -> shards -> training -> runs/demo/report.html; MANIFEST=patients.csv for your own
+# photographs -> shards -> training -> runs/demo/report.html; MANIFEST=patients.csv for your own,
+# with further words of `retclip demo` in OPTIONS
 demo: setup
-	$(BIN)/retclip demo $(if $(MANIFEST),--manifest "$(MANIFEST)") $(foreach pair,$(SET),--set $(pair))
+	$(BIN)/retclip demo $(if $(MANIFEST),--manifest "$(MANIFEST)") $(OPTIONS) \
+		$(foreach pair,$(SET),--set $(pair))
 
+# in two processes: most tests wait for processes of their own
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # every combination of ZeRO stages, ranks, precisions and ways to step, launchers that are killed,
 # ranks that hang; about half an hour
