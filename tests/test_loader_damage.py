@@ -1,8 +1,12 @@
 """What the loader does about photographs that do not decode and shards that go while it reads."""
 
+import json
 import logging
 import shutil
+import subprocess
+import sys
 
+import damaged_batch
 import pytest
 from tiny_cohort import tiny_eyes
 from tiny_loader import joined, same, tiny_loaders, tiny_tokenizer, write_tiny_set
@@ -77,6 +81,24 @@ def test_all_photographs_damaged_is_still_an_epoch(build, damaged):
         epoch = joined(loader.epoch(0))
         assert not epoch["present_eyes"].any() and len(epoch["index"]) == 24
         assert loader.decode_failures == sum(len(tiny_eyes(n)) for n in range(PATIENTS))
+
+
+# what decodes all the same: such damage is found when shards are built or verified
+DECODES = ("garbage in the scan", "said to be larger", "a PNG")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_damage_among_many_photographs_ends_dali(threads):
+    # in a process of its own, which a fault would end
+    command = [sys.executable, damaged_batch.__file__, "64", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    lost, whole = found.pop("all at once")
+    assert 32 < lost < 64 and whole
+    assert found == {
+        damage: [[] if damage in DECODES else [21], True] for damage in damaged_batch.DAMAGES
+    }
 
 
 @pytest.fixture

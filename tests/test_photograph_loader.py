@@ -112,7 +112,8 @@ def test_a_damaged_photograph_is_named_and_left_out(
     assert loader.decode_failures == 1
     assert loader.failed == (f"patient D, unknown eye: {photo.name}",)
     assert [r.getMessage() for r in caplog.records] == [
-        "patient D, unknown eye: the photograph cannot be decoded and counts as absent"
+        "patient at place 3 of the shard set, unknown eye: the photograph cannot be decoded and "
+        "counts as absent"
     ]
 
 
