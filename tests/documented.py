@@ -7,6 +7,7 @@ from bench.report import PAGES
 
 # of a line that is a command, its first word
 _TOOLS = ("retclip", "python", "deepspeed", "make", "bench/nsys.sh", "bench/ncu.sh")
+_TOOLS += ("(umask", "chmod")
 _FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 

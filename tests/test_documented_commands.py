@@ -21,6 +21,7 @@ from tiny_run import ROOT, environment
 from tiny_trained import write_tiny_trained
 
 from bench.record import newest
+from dataload.fundus_operator import LIBRARY
 from engine import cli
 from engine.weights import export_official
 
@@ -114,6 +115,8 @@ def run_shown(words, folder):
         return 0 if Path(ROOT / words[-1]).exists() else 1
     if words[0] == "python":
         return run_bench(words[2:])
+    if words[0] in ("(umask", "chmod"):
+        return subprocess.run(["bash", "-c", " ".join(words)], cwd=folder).returncode
     command = [BIN / words[0], *words[1:]]
     return subprocess.run(command, cwd=folder, env=environment(), timeout=300).returncode
 
@@ -158,6 +161,8 @@ def test_every_command_of_a_page_does_what_it_says(page, desk, tmp_path, monkeyp
 
 @pytest.mark.parametrize("page", pages_with(snippets), ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page, desk, monkeypatch):
+    if page.stem == "native" and not LIBRARY.exists():
+        pytest.skip("the native operator is not built: make native")
     monkeypatch.chdir(desk)
     image = torch.nn.functional.normalize(torch.randn(3, 4, 16), dim=-1)
     photograph = Path("l.jpg")

@@ -348,7 +348,7 @@ def test_a_cuda_graph_captures_forward_and_backward():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["random", "shifted"])
+@pytest.mark.parametrize("case", ["random", pytest.param("shifted", marks=pytest.mark.full)])
 def test_from_1024_patients_on_the_loss_is_right_to_1e_4(case):
     image, text = (part.float() for part in loss_cases.features(case, 1, 1030, 512, seed=4))
     compare((image, text, torch.tensor([90.0])), upstream=torch.ones(1), loss_error=1e-4)

@@ -130,7 +130,7 @@ def starts(name, folder, words):
     "launcher",
     [
         "deepspeed",
-        "torchrun on two hosts",
+        pytest.param("torchrun on two hosts", marks=pytest.mark.full),
         pytest.param("torchrun", marks=pytest.mark.full),
         pytest.param("deepspeed on two hosts", marks=pytest.mark.full),
         pytest.param("Slurm", marks=pytest.mark.full),
