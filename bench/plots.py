@@ -51,7 +51,8 @@ def write_svg(figure, path, description):
     import matplotlib
 
     # the same figure gives the same file: names inside are made from this, not drawn at random
-    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+    settings = {"svg.hashsalt": path.name, "svg.fonttype": "none"}
+    with matplotlib.rc_context(settings):
         figure.savefig(path, metadata={"Date": None, "Description": description})
 
 

@@ -90,15 +90,16 @@ class RetClip:
         self._encode = prompt_encoder(trained.model, trained.tokenizer, length, self.device)
 
     @classmethod
-    def from_pretrained(cls, path, device=None) -> "RetClip":
+    def from_pretrained(cls, path, device=None, weights="newest") -> "RetClip":
         """Load the folder of a run, or one that `retclip weights import` made.
 
-        device: of torch; None: the GPU where there is one. Raises PretrainedError, ConfigError,
-        CheckpointError or WeightsError, which are ValueErrors, one line.
+        device: of torch; None: the GPU where there is one. weights: of a run, those of the "newest"
+        checkpoint, their moving "average", or the "best" on validation. Raises
+        PretrainedError, ConfigError, CheckpointError or WeightsError: ValueErrors, one line.
         """
         if device is None:
             device = default_device(warnings.warn)
-        return cls(load_pretrained(path, device), device)
+        return cls(load_pretrained(path, device, weights), device)
 
     def embed_images(self, left=None, right=None, unknown=None) -> ImageFeatures:
         """Return the ImageFeatures of one patient, or of N.

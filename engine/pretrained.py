@@ -27,16 +27,22 @@ class PretrainedError(ValueError):
     """A folder that holds no model; the message names what is missing and where to get it."""
 
 
-def load_pretrained(path, device="cpu") -> TrainedModel:
+def load_pretrained(path, device="cpu", weights="newest") -> TrainedModel:
     """Load the model in the folder `path` onto `device`, in eval mode.
 
-    path: a run of engine/train.py, whose newest checkpoint is taken, or a folder that
-    `retclip weights import` made. Raises PretrainedError, ConfigError, CheckpointError or
-    WeightsError, one line that names the file.
+    path: a run of engine/train.py, or a folder that `retclip weights import` made. weights: of a
+    run, those of the newest checkpoint, their moving "average", or the "best" on validation.
+    Raises PretrainedError, ConfigError, CheckpointError or WeightsError, one line that names the
+    file.
     """
     path = Path(path)
     _check_folder(path)
-    trained = _load_folder(path, device) if (path / WEIGHTS).is_file() else load_run(path, device)
+    if not (path / WEIGHTS).is_file():
+        trained = load_run(path, device, weights)
+    elif weights == "newest":
+        trained = _load_folder(path, device)
+    else:
+        raise PretrainedError(f"{path}: holds one set of weights; only a run has {weights!r} ones")
     size, own = trained.config.model.text.vocabulary_size, trained.tokenizer.vocabulary_size
     if size != own:
         raise PretrainedError(

@@ -8,6 +8,7 @@ from tiny_trained import write_tiny_trained
 
 from dataload.photographs import Preparation
 from engine import pretrained
+from engine.api import RetClip
 from engine.pretrained import PretrainedError, load_pretrained, note_preprocessing
 
 
@@ -26,10 +27,25 @@ def run(folder, tmp_path, monkeypatch):
         config = trained.config
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
         kept = dataclasses.replace(trained, config=config, preparation=Preparation())
-        monkeypatch.setattr(pretrained, "load_run", lambda path, device: kept)
+        monkeypatch.setattr(pretrained, "load_run", lambda path, device, weights: kept)
         return load_pretrained(tmp_path).preparation
 
     return tmp_path, load
+
+
+def test_other_weights_than_the_newest_are_those_of_runs(folder, run, monkeypatch):
+    with pytest.raises(PretrainedError, match="only a run has 'best' ones"):
+        load_pretrained(folder, weights="best")
+    path, _ = run
+    asked, trained = [], load_pretrained(folder)
+
+    def load_run(path, device, weights):
+        asked.append(weights)
+        return trained
+
+    monkeypatch.setattr(pretrained, "load_run", load_run)
+    RetClip.from_pretrained(path, "cpu", weights="average")
+    assert asked == ["average"]
 
 
 def test_a_run_takes_photographs_as_its_shards_hold_them(run, tmp_path):
