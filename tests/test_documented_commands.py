@@ -34,12 +34,15 @@ STANDS_FOR = {
     "MODEL": "models/tiny",
     "DIR": "exported-too",
     "path/to/patients.csv": "cohort/patients.csv",
+    # what bench/nsys.sh leaves without nsys, the README's training leaves here
+    "runs/profiled": "runs/mine",
 }
 SMALL_TRAINING = [
     *("--model.vision.layers=1", "--model.vision.width=48", "--model.vision.heads=2"),
     *("--model.text.layers=1", "--model.text.width=48", "--model.text.heads=2"),
     *("--model.text.intermediate=48", "--model.embed_dim=16", "--model.image_size=32"),
     *("--training.batch_size=4", "--training.steps=2", "--training.epochs=null"),
+    *("--profile-steps", "0:1"),
 ]
 # behind a command that begins like this
 SMALL = {
