@@ -12,7 +12,6 @@ is asked of it. Every number lands in bench/results/.
 
 import argparse
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from bench.gpu import clock_log
 from bench.measure import attempt
 from bench.plots import announce
 from bench.record import make_record, write_record
+from dataload.cores import usable_cores
 from engine.jpeg_engines import jpeg_engines
 
 _MEASURED = ("dataload", "bench/*.py")
@@ -77,7 +77,7 @@ def _listed():
 
 def _completed(options):
     kind, quick = torch.device(options.device).type, options.quick
-    options.threads = options.threads or len(os.sched_getaffinity(0))
+    options.threads = options.threads or usable_cores()
     options.repeats = options.repeats or _REPEATS[quick]
     options.seconds = options.seconds or _SECONDS[quick]
     options.patients = options.patients or _PATIENTS[kind][quick]

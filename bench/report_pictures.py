@@ -28,7 +28,7 @@ def draw(folder):
     """Write what is stale in `folder`, and remove what nothing is drawn from any more."""
     folder.mkdir(exist_ok=True)
     everything = _everything()
-    for name in stale(folder):
+    for name in _stale(folder, everything):
         path = folder / f"{name}.svg"
         if name in everything:
             write_svg(everything[name][0], path, everything[name][1])
@@ -38,7 +38,10 @@ def draw(folder):
 
 def stale(folder):
     """Return the names of pictures that are missing, of an older record, or of none."""
-    everything = _everything()
+    return _stale(folder, _everything())
+
+
+def _stale(folder, everything):
     there = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.svg")}
     old = [name for name, (_, stamp) in everything.items() if stamp not in there.get(name, "")]
     return sorted([*old, *(there.keys() - everything.keys())])

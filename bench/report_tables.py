@@ -35,12 +35,13 @@ def by_device(benchmark, cells, about):
 
     cells(record): headings and lines of the table, as texts; about(record): the note's beginning.
     """
-    blocks = []
-    for path, record in newest(benchmark):
+    blocks, found = [], newest(benchmark)
+    for path, record in found:
         note = f"{about(record)}; {_where(path, record)}"
         pictures = "\n\n".join(report_pictures.links(path, record))
         blocks += ["\n".join(_table(*cells(record))), note, pictures]
-    return "\n\n".join([*blocks, *_no_gpu(benchmark)])
+    on_gpu = any(record["device"] != "cpu" for _, record in found)
+    return "\n\n".join(blocks if on_gpu else [*blocks, NO_GPU])
 
 
 def demo_table():
@@ -229,11 +230,6 @@ def _gradient_error(row):
 
 def _mebibytes(row):
     return "-" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / MIB:,.0f} MiB"
-
-
-def _no_gpu(benchmark):
-    on_gpu = any(record["device"] != "cpu" for _, record in newest(benchmark))
-    return [] if on_gpu else [NO_GPU]
 
 
 def _machine(record):

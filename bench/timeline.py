@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.harness import BenchError, exit_status
+from bench.plots import announce
 from bench.record import make_record, write_record
 from engine.config import load_config, to_dict
 
@@ -91,20 +92,20 @@ def main(argv=None):
     except OSError as error:
         raise BenchError(f"{error.filename}: {error.strerror}; give a profiled run") from None
     steps, rows = rows_of(trace["traceEvents"])
-    recipe = to_dict(load_config(options.run / "config.yaml"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = {"steps": steps, "recipe": recipe}
-    record = make_record("timeline", device, rows, folders=_MEASURED, **settings)
-    headings, lines = cells({"settings": settings, "rows": rows})
+    headings, lines = cells({"settings": {"steps": steps}, "rows": rows})
     table = Table(*headings)
     for line in lines:
         table.add_row(*line)
     Console().print(table)
-    if options.record:
-        path = write_record(record)
-        print(f"written to {path}")
-        return path
-    return None
+    return _keep(steps, rows, options.run) if options.record else None
+
+
+def _keep(steps, rows, run):
+    """Write the record of a run's trace; return its path."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {"steps": steps, "recipe": to_dict(load_config(run / "config.yaml"))}
+    record = make_record("timeline", device, rows, folders=_MEASURED, **settings)
+    return announce(write_record(record), plot=False)
 
 
 if __name__ == "__main__":
