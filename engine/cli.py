@@ -20,7 +20,6 @@ from engine import (
     use_commands,
 )
 from engine.commands import require_training, run_command
-from engine.devices import check_training_device, hide_gpus
 from engine.progress import ProgressLine
 
 GALLERY = typer.Option(False, help="Show photographs and reports: the page contains patient data.")
@@ -38,6 +37,9 @@ def choose_device(
 ):
     """Pre-train RET-CLIP on two fundus photographs and one report per patient."""
     if device == "cpu":
+        # torch, which most commands import only when they need it
+        from engine.devices import hide_gpus
+
         hide_gpus()
 
 
@@ -147,6 +149,7 @@ def demo(
 ):
     """From photographs to a page of results: synth, shards, tokenizer, train, evaluate."""
     from engine.demo import run_demo
+    from engine.devices import check_training_device
 
     # before a cohort is rendered for nothing
     require_training()
